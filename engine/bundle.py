@@ -1,0 +1,243 @@
+"""The model bundle: the one contract between export, which writes it, and engine, which opens it.
+
+A bundle is a directory with ``bundle.json``, one ONNX file per component (large weights beside it
+in ``<name>.onnx.data``), ``tokenizer.json``, and documents such as the licence. ``Bundle.open``
+trusts nothing: every file is listed with its size and SHA-256, no other file may lie there, no
+file may be a link or lie outside, and the declared tensors must fit each other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from engine.errors import BundleError
+from engine.manifest import (
+    Component,
+    Defaults,
+    Entry,
+    FileRecord,
+    Latents,
+    Parity,
+    TensorSpec,
+    read_component,
+    read_defaults,
+    read_file,
+    read_latents,
+    sha256_of,
+)
+
+__all__ = [
+    "Bundle",
+    "Component",
+    "Defaults",
+    "FileRecord",
+    "Latents",
+    "Parity",
+    "TensorSpec",
+]
+
+FORMAT_VERSION: Final = 1
+MANIFEST: Final = "bundle.json"
+VAE_SCALE_FACTOR: Final = 8
+"""Pixels per latent cell, the same for every Stable Diffusion VAE."""
+
+FAMILIES: Final = ("sd1", "sd2", "sdxl")
+TARGETS: Final = ("cpu", "cuda", "tensorrt")
+PRECISIONS: Final = ("fp32", "fp16", "int8")
+COMPONENTS: Final = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
+
+_LATENT_PLANE: Final = ("height/8", "width/8")
+_MAX_MANIFEST_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """A verified model bundle. Open one with ``Bundle.open``; export writes one with ``write``."""
+
+    path: Path
+    family: str
+    target: str
+    precision: str
+    components: Mapping[str, Component]
+    tokenizer: FileRecord
+    latents: Latents
+    scheduler: Mapping[str, Any]
+    defaults: Defaults
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    licence: Mapping[str, Any] = field(default_factory=dict)
+    documents: tuple[FileRecord, ...] = ()
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Bundle:
+        """Read and verify the bundle in a directory.
+
+        Raises:
+            BundleError: With one sentence naming the file or entry, the value and what is allowed.
+        """
+        directory = Path(path)
+        bundle = _parse(directory, _read_manifest(directory))
+        bundle._verify_shapes()
+        bundle._verify_files()
+        return bundle
+
+    def write(self) -> None:
+        """Write ``bundle.json`` atomically; every listed file must already lie in ``path``."""
+        manifest = {"format_version": FORMAT_VERSION, **_plain(self)}
+        del manifest["path"]
+        text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+        parsed = _parse(self.path, json.loads(text))
+        parsed._verify_shapes()
+        temporary = self.path / f"{MANIFEST}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, self.path / MANIFEST)
+        parsed._verify_files()
+
+    def files(self) -> Iterator[FileRecord]:
+        """Every file of the bundle but the manifest."""
+        for component in self.components.values():
+            yield component.model
+            if component.data is not None:
+                yield component.data
+        yield self.tokenizer
+        yield from self.documents
+
+    @property
+    def unet_channels(self) -> int:
+        """Input channels of the UNet: 9 for inpainting checkpoints, 4 for plain ones."""
+        channels = self.components["unet"].inputs[0].shape[1]
+        assert isinstance(channels, int)
+        return channels
+
+    def _verify_files(self) -> None:
+        listed = {record.file: record for record in self.files()}
+        if len(listed) != sum(1 for _ in self.files()):
+            raise BundleError(f"{self.path}: {MANIFEST} lists the same file twice")
+        for name in sorted(listed):
+            if name != Path(name).name or name in ("", ".", "..", MANIFEST):
+                raise BundleError(f"{self.path}: {name!r} is not a plain file name in the bundle")
+        for entry in sorted(os.scandir(self.path), key=lambda entry: entry.name):
+            if entry.name != MANIFEST and entry.name not in listed:
+                raise BundleError(f"{self.path}: {entry.name} is not listed in {MANIFEST}")
+        for name, record in sorted(listed.items()):
+            file = self.path / name
+            if file.is_symlink():
+                raise BundleError(f"{file}: is a symbolic link; a bundle holds plain files only")
+            if not file.is_file():
+                raise BundleError(f"{file}: is missing; {MANIFEST} lists it")
+            size = file.stat().st_size
+            if size != record.size:
+                raise BundleError(f"{file}: has {size} bytes, {MANIFEST} says {record.size}")
+            digest = sha256_of(file)
+            if digest != record.sha256:
+                raise BundleError(
+                    f"{file}: was changed: its SHA-256 is {digest}, {MANIFEST} says {record.sha256}"
+                )
+
+    def _verify_shapes(self) -> None:
+        """The tensors of the components must be the ones the engine feeds, and must fit."""
+        missing = [name for name in COMPONENTS if name not in self.components]
+        unknown = [name for name in self.components if name not in COMPONENTS]
+        if missing or unknown:
+            raise BundleError(
+                f"{self.path}: components missing: {missing}, unknown: {unknown}; "
+                f"allowed: {list(COMPONENTS)}"
+            )
+        c = self.latents.channels
+        text, unet, encoder, decoder = (self.components[name] for name in COMPONENTS)
+        tokens, width = _int_axis(text.inputs, 0, 1), _int_axis(text.outputs, 0, 2)
+        _expect(self.path, "text_encoder", text.inputs, [("input_ids", ("batch", tokens))])
+        hidden = ("last_hidden_state", ("batch", tokens, width))
+        _expect(self.path, "text_encoder", text.outputs, [hidden])
+        rows = 2 * c + 1 if _int_axis(unet.inputs, 0, 1) != c else c
+        sample = ("sample", ("batch", rows, *_LATENT_PLANE))
+        embeds = ("encoder_hidden_states", ("batch", "tokens", width))
+        _expect(self.path, "unet", unet.inputs, [sample, ("timestep", ("batch",)), embeds])
+        prediction = ("noise_pred", ("batch", c, *_LATENT_PLANE))
+        _expect(self.path, "unet", unet.outputs, [prediction])
+        image = ("image", ("batch", 3, "height", "width"))
+        _expect(self.path, "vae_encoder", encoder.inputs, [image])
+        latents = ("latents", ("batch", c, *_LATENT_PLANE))
+        moments = ("moments", ("batch", 2 * c, *_LATENT_PLANE))
+        gaussian = bool(encoder.outputs) and encoder.outputs[0].name == "moments"
+        _expect(self.path, "vae_encoder", encoder.outputs, [moments if gaussian else latents])
+        _expect(self.path, "vae_decoder", decoder.inputs, [latents])
+        _expect(self.path, "vae_decoder", decoder.outputs, [image])
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses and mappings as dicts, all the way down."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _expect(
+    path: Path,
+    component: str,
+    found: tuple[TensorSpec, ...],
+    expected: list[tuple[str, tuple[int | str, ...]]],
+) -> None:
+    have = [(spec.name, spec.shape) for spec in found]
+    if have != expected:
+        raise BundleError(f"{path}: {component} has tensors {have}; expected {expected}")
+
+
+def _int_axis(specs: tuple[TensorSpec, ...], index: int, axis: int) -> int:
+    """The axis of a tensor, or -1 where it is symbolic or absent (which then fits nothing)."""
+    if len(specs) <= index or len(specs[index].shape) <= axis:
+        return -1
+    size = specs[index].shape[axis]
+    return size if isinstance(size, int) else -1
+
+
+def _read_manifest(directory: Path) -> Any:
+    manifest = directory / MANIFEST
+    if not directory.is_dir():
+        raise BundleError(f"{directory}: is not a directory; a bundle is a directory")
+    if manifest.is_symlink() or not manifest.is_file():
+        raise BundleError(f"{directory}: has no {MANIFEST}; make a bundle with `edgefill export`")
+    if manifest.stat().st_size > _MAX_MANIFEST_BYTES:
+        raise BundleError(f"{manifest}: is larger than {_MAX_MANIFEST_BYTES} bytes")
+    try:
+        return json.loads(manifest.read_bytes())
+    except ValueError as exc:
+        raise BundleError(f"{manifest}: is not valid JSON: {exc}") from exc
+
+
+def _parse(directory: Path, value: Any) -> Bundle:
+    top = Entry(value, str(directory / MANIFEST))
+    version = top.get("format_version", int)
+    if version != FORMAT_VERSION:
+        raise BundleError(
+            f"{top.where}: format_version is {version}; this Edgefill reads {FORMAT_VERSION}"
+        )
+    components = top.entry("components")
+    bundle = Bundle(
+        path=directory,
+        family=top.one_of("family", FAMILIES),
+        target=top.one_of("target", TARGETS),
+        precision=top.one_of("precision", PRECISIONS),
+        components=MappingProxyType(
+            {name: read_component(components.entry(name)) for name in components.value}
+        ),
+        tokenizer=read_file(top.entry("tokenizer")),
+        latents=read_latents(top.entry("latents")),
+        scheduler=MappingProxyType(top.get("scheduler", dict)),
+        defaults=read_defaults(top.entry("defaults")),
+        provenance=MappingProxyType(top.get("provenance", dict)),
+        licence=MappingProxyType(top.get("licence", dict)),
+        documents=tuple(read_file(entry) for entry in top.entries("documents")),
+    )
+    top.done()
+    return bundle

@@ -1,0 +1,156 @@
+"""Where in the picture the work happens: the geometry of one request.
+
+A ``Geometry`` is recorded once, used to bring picture and mask to the size the networks see, and
+used again to bring the result back. The networks work on a box of the picture, resized to a
+working size and padded to multiples of 8.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from engine.bundle import VAE_SCALE_FACTOR
+from engine.mask import Mask, bounding_box
+from engine.mask import resize as resize_mask
+from engine.request import Region
+
+Rgb = npt.NDArray[np.uint8]
+
+_CONTEXT: Final = 0.5
+"""Context round the mask's box, as a share of its longer side, on each side."""
+
+_MIN_CONTEXT: Final = 32
+"""At least that many pixels of context."""
+
+_WORTH_CROPPING: Final = 0.75
+"""``auto`` works on the whole picture when the box would cover more than this share of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Geometry:
+    """How a request's picture maps to what the networks see.
+
+    Attributes:
+        width: Width of the result in pixels.
+        height: Height of the result in pixels.
+        box: (x0, y0, x1, y1) in the result, ends exclusive: the region that is worked on.
+        working_width: Width in pixels the box is resized to.
+        working_height: Height in pixels the box is resized to.
+    """
+
+    width: int
+    height: int
+    box: tuple[int, int, int, int]
+    working_width: int
+    working_height: int
+
+    @property
+    def padded_width(self) -> int:
+        """The working width, rounded up to a multiple of 8."""
+        return _round_up(self.working_width)
+
+    @property
+    def padded_height(self) -> int:
+        """The working height, rounded up to a multiple of 8."""
+        return _round_up(self.working_height)
+
+    @property
+    def latent_shape(self) -> tuple[int, int]:
+        """(h, w) of the latents."""
+        return self.padded_height // VAE_SCALE_FACTOR, self.padded_width // VAE_SCALE_FACTOR
+
+    def image_in(self, image: Rgb) -> Rgb:
+        """Cut the box out of (height, width, 3), resize it and pad it by repeating its edge."""
+        x0, y0, x1, y1 = self.box
+        cut = resize(image[y0:y1, x0:x1], width=self.working_width, height=self.working_height)
+        return _pad(cut, self.padded_width, self.padded_height, cv2.BORDER_REPLICATE)
+
+    def mask_in(self, mask: Mask) -> Mask:
+        """The same for the binary mask; the padding is kept, not repainted."""
+        x0, y0, x1, y1 = self.box
+        cut = resize_mask(mask[y0:y1, x0:x1], width=self.working_width, height=self.working_height)
+        return _pad(cut, self.padded_width, self.padded_height, cv2.BORDER_CONSTANT)
+
+    def image_out(self, image: Rgb) -> Rgb:
+        """Undo ``image_in``: (padded_height, padded_width, 3) to the size of the box."""
+        x0, y0, x1, y1 = self.box
+        cut = image[: self.working_height, : self.working_width]
+        return resize(cut, width=x1 - x0, height=y1 - y0)
+
+
+def plan(
+    mask: Mask, *, region: Region, native_size: int, max_size: int, reference: bool = False
+) -> Geometry:
+    """Choose the box and the working size for a binary mask at the size of the result.
+
+    ``"full"`` works on the whole picture at its own size. ``"mask"`` works on the box round the
+    mask with context, its longer side brought to at least ``native_size`` and at most
+    ``max_size``, where the model is at its best. ``"auto"`` takes the cheaper of the two that
+    the model is good at: the whole picture where it is small enough and mostly mask.
+    """
+    height, width = mask.shape
+    whole = (0, 0, width, height)
+    if reference or region == "full":
+        return _geometry(width, height, whole, 1.0)
+    box = _with_context(bounding_box(mask) or whole, width, height)
+    if region == "auto" and max(width, height) <= max_size:
+        share = (box[2] - box[0]) * (box[3] - box[1]) / (width * height)
+        if share > _WORTH_CROPPING:
+            return _geometry(width, height, whole, 1.0)
+    longer = max(box[2] - box[0], box[3] - box[1])
+    return _geometry(width, height, box, min(max(longer, native_size), max_size) / longer)
+
+
+def resize(image: Rgb, *, width: int, height: int) -> Rgb:
+    """Resize (H, W, 3): by area when it shrinks, by Lanczos when it grows."""
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = width < image.shape[1] or height < image.shape[0]
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LANCZOS4
+    return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
+
+
+def _geometry(width: int, height: int, box: tuple[int, int, int, int], scale: float) -> Geometry:
+    x0, y0, x1, y1 = box
+    sides = [max(VAE_SCALE_FACTOR, round((b - a) * scale)) for a, b in ((x0, x1), (y0, y1))]
+    if scale != 1.0:  # a free choice of size: take one that needs no padding
+        sides = [_round_up(side) for side in sides]
+    return Geometry(
+        width=width, height=height, box=box, working_width=sides[0], working_height=sides[1]
+    )
+
+
+def _with_context(
+    box: tuple[int, int, int, int], width: int, height: int
+) -> tuple[int, int, int, int]:
+    """Widen a box towards a square with context, moved and cut so that it lies in the picture."""
+    x0, y0, x1, y1 = box
+    longer = max(x1 - x0, y1 - y0)
+    side = longer + 2 * max(round(longer * _CONTEXT), _MIN_CONTEXT)
+    xs = _span((x0 + x1) / 2, side, width)
+    ys = _span((y0 + y1) / 2, side, height)
+    return xs[0], ys[0], xs[1], ys[1]
+
+
+def _span(centre: float, side: int, limit: int) -> tuple[int, int]:
+    side = min(side, limit)
+    start = min(max(round(centre - side / 2), 0), limit - side)
+    return start, start + side
+
+
+def _round_up(value: int) -> int:
+    return -(-value // VAE_SCALE_FACTOR) * VAE_SCALE_FACTOR
+
+
+def _pad(
+    array: npt.NDArray[np.uint8], width: int, height: int, border: int
+) -> npt.NDArray[np.uint8]:
+    bottom, right = height - array.shape[0], width - array.shape[1]
+    if not bottom and not right:
+        return array
+    return np.asarray(cv2.copyMakeBorder(array, 0, bottom, 0, right, border, value=0), np.uint8)

@@ -1,0 +1,323 @@
+"""One request under way: ``prepare`` works out all that is constant, ``finish`` makes the result.
+
+Between the two, the loop in ``engine.engine`` moves ``Job.advance`` from step to step.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from engine import mask as masks
+from engine import schedulers
+from engine.bundle import VAE_SCALE_FACTOR, Bundle
+from engine.canvas import Geometry, plan, resize
+from engine.composite import paste
+from engine.errors import InputError
+from engine.models import Models, UnetRow, to_nchw, to_rgb
+from engine.noise import Generator
+from engine.prompt import PromptEncoder
+from engine.request import MAX_SIDE, MIN_SIDE, InpaintRequest, InpaintResult, Timings
+from engine.schedulers import Schedule, SolverState
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(slots=True, kw_only=True)
+class Clock:
+    """Seconds spent per stage of one job."""
+
+    submitted: float
+    started: float = 0.0
+    spent: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time inside the block to a stage."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(name, time.perf_counter() - begin)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Add seconds to a stage."""
+        self.spent[name] = self.spent.get(name, 0.0) + seconds
+
+    def timings(self) -> Timings:
+        """The stages as they stand now."""
+        now, get = time.perf_counter(), self.spent.get
+        return Timings(
+            queue=self.started - self.submitted,
+            prepare=get("prepare", 0.0),
+            text_encoder=get("text_encoder", 0.0),
+            vae_encoder=get("vae_encoder", 0.0),
+            unet=get("unet", 0.0),
+            vae_decoder=get("vae_decoder", 0.0),
+            paste=get("paste", 0.0),
+            total=now - self.submitted,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Blend:
+    """What a UNet without inpainting channels needs: the known part is put back at every step.
+
+    ``mask`` is (1, 1, h, w); ``clean`` and ``noise`` are (S, C, h, w).
+    """
+
+    mask: Floats
+    clean: Floats
+    noise: Floats
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Job:
+    """A prepared request. All but ``state``, ``step`` and ``foreseen`` stays as it is.
+
+    Attributes:
+        image: (H, W, 3) uint8, the picture at the size of the result.
+        mask: (H, W) uint8 of 0 and 1.
+        generators: One noise stream per sample.
+        embeddings: The prompt's, and before it the negative prompt's where guidance is above 1.
+        conditioning: (S, C + 1, h, w), or None.
+        step: Index of the next step.
+        foreseen: (S, C, h, w) clean latents foreseen at the last step, for previews.
+    """
+
+    request: InpaintRequest
+    clock: Clock
+    image: npt.NDArray[np.uint8]
+    mask: npt.NDArray[np.uint8]
+    geometry: Geometry
+    scheduler: str
+    schedule: Schedule
+    num_inference_steps: int
+    guidance_scale: float
+    seed: int
+    generators: tuple[Generator, ...]
+    embeddings: tuple[Floats, ...]
+    conditioning: Floats | None
+    blend: Blend | None
+    state: SolverState
+    step: int = 0
+    foreseen: Floats | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether every step was made."""
+        return self.step >= len(self.schedule)
+
+    @property
+    def row_count(self) -> int:
+        """Rows this job brings to a UNet call."""
+        return len(self.generators) * len(self.embeddings)
+
+    @property
+    def shape_key(self) -> tuple[int, ...]:
+        """Jobs with the same key may share a UNet call."""
+        return (*self.geometry.latent_shape, *self.embeddings[0].shape)
+
+    def rows(self) -> Iterator[UnetRow]:
+        """The rows of the next step: every sample, first with the negative prompt if any."""
+        latents = self.state.latents * np.float32(self.schedule.input_scale[self.step])
+        timestep = float(self.schedule.timesteps[self.step])
+        for embeddings in self.embeddings:
+            for i, sample in enumerate(latents):
+                conditioning = None if self.conditioning is None else self.conditioning[i]
+                yield UnetRow(
+                    latents=sample,
+                    timestep=timestep,
+                    embeddings=embeddings,
+                    conditioning=conditioning,
+                )
+
+    def advance(self, noise_pred: Floats) -> None:
+        """Make one step with the UNet's answer to ``rows``, (row_count, C, h, w)."""
+        i, schedule = self.step, self.schedule
+        if len(self.embeddings) == 1:
+            guided = noise_pred.copy()  # the buffer is the session's
+        else:
+            unconditional, conditional = np.split(noise_pred, 2)
+            guided = unconditional + np.float32(self.guidance_scale) * (conditional - unconditional)
+        self.foreseen = schedulers.denoised(schedule, i, self.state.latents, guided)
+        noise = self._draw() if schedule.noise[i] else None
+        state = schedulers.step(schedule, i, self.state, guided, noise)
+        self.step += 1
+        self.state = state if self.blend is None else self._blended(state, self.blend)
+
+    def _draw(self) -> Floats:
+        shape = (1, *self.state.latents.shape[1:])
+        return np.concatenate([generator.normal(shape) for generator in self.generators])
+
+    def _blended(self, state: SolverState, blend: Blend) -> SolverState:
+        known = blend.clean
+        if not self.done:
+            known = schedulers.add_noise(self.schedule, self.step, known, blend.noise)
+        latents = (1 - blend.mask) * known + blend.mask * state.latents
+        return SolverState(latents=latents, previous=state.previous, history=state.history)
+
+
+def prepare(
+    request: InpaintRequest,
+    *,
+    bundle: Bundle,
+    models: Models,
+    prompts: PromptEncoder,
+    clock: Clock,
+) -> Job:
+    """Work out everything about a request that stays the same from step to step.
+
+    Raises:
+        InputError: If the request does not fit the bundle.
+    """
+    clock.started = time.perf_counter()
+    reference, samples = request.reference, request.samples
+    defaults = bundle.defaults
+    steps = request.num_inference_steps or defaults.num_inference_steps
+    guidance = defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
+    scheduler = request.scheduler or defaults.scheduler
+    seed = secrets.randbelow(2**32) if request.seed is None else request.seed
+
+    with clock.stage("prepare"):
+        image, mask = _pictures(request)
+        geometry = plan(
+            mask,
+            region=request.region,
+            native_size=defaults.size,
+            max_size=defaults.max_size,
+            reference=reference,
+        )
+        start = _first_step(request, steps)
+        if not reference and not mask.any():
+            start = steps
+        schedule = schedulers.make_schedule(
+            scheduler, bundle.scheduler, num_inference_steps=steps, start=start
+        )
+        hole = geometry.mask_in(mask)
+        planes = to_nchw(geometry.image_in(image))
+        cells = masks.to_latents_nearest(hole) if reference else masks.to_latents(hole)
+
+    generators = tuple(Generator(seed + i) for i in range(samples))
+    state = SolverState(latents=np.zeros((samples, bundle.latents.channels, 1, 1), np.float32))
+    embeddings: tuple[Floats, ...] = (np.zeros((1, 1), np.float32),)
+    conditioning, blend = None, None
+    if len(schedule):
+        with clock.stage("text_encoder"):
+            negative = [request.negative_prompt] if guidance > 1.0 else []
+            embeddings = tuple(prompts(text) for text in [*negative, request.prompt])
+        inpainting = bundle.unet_channels != bundle.latents.channels
+
+        # The order of the draws below is diffusers' own: picture, noise, masked picture.
+        def encode(picture: Floats) -> Floats:
+            with clock.stage("vae_encoder"):
+                if not reference:
+                    return np.repeat(models.vae_encoder(picture, None), samples, axis=0)
+                drawn = [models.vae_encoder(picture, g.normal) for g in generators]
+                return np.concatenate(drawn)
+
+        strength_max = start == 0 if not reference else request.strength == 1.0
+        clean = None if inpainting and strength_max else encode(planes)
+        shape = (1, bundle.latents.channels, *geometry.latent_shape)
+        noise = np.concatenate([generator.normal(shape) for generator in generators])
+        if strength_max or clean is None:
+            latents = noise * np.float32(schedule.init_noise_sigma)
+        else:
+            latents = schedulers.add_noise(schedule, 0, clean, noise)
+        state = SolverState(latents=latents)
+        if inpainting or reference:
+            masked = encode(planes * (hole == 0))
+            if inpainting:
+                repeated = np.repeat(cells, samples, axis=0)
+                conditioning = np.concatenate([repeated, masked], axis=1)
+        if not inpainting:
+            assert clean is not None
+            blend = Blend(mask=cells, clean=clean, noise=noise)
+    return Job(
+        request=request,
+        clock=clock,
+        image=image,
+        mask=mask,
+        geometry=geometry,
+        scheduler=scheduler,
+        schedule=schedule,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        seed=seed,
+        generators=generators,
+        embeddings=embeddings,
+        conditioning=conditioning,
+        blend=blend,
+        state=state,
+    )
+
+
+def finish(job: Job, models: Models) -> InpaintResult:
+    """Decode the final latents and paste them into the picture."""
+    pictures = []
+    for latents in job.state.latents:
+        if not len(job.schedule):
+            pictures.append(job.image)
+            continue
+        with job.clock.stage("vae_decoder"):
+            planes = models.vae_decoder(latents[None])
+        with job.clock.stage("paste"):
+            generated = job.geometry.image_out(to_rgb(planes[0]))
+            if job.request.reference:
+                pictures.append(generated)
+            else:
+                pictures.append(paste(job.image, generated, job.mask, job.geometry.box))
+    geometry = job.geometry
+    return InpaintResult(
+        images=np.stack(pictures),
+        seed=job.seed,
+        num_inference_steps=job.num_inference_steps,
+        steps_run=len(job.schedule),
+        guidance_scale=job.guidance_scale,
+        scheduler=job.scheduler,
+        region=geometry.box,
+        working_size=(geometry.padded_width, geometry.padded_height),
+        timings=job.clock.timings(),
+        latents=job.state.latents,
+    )
+
+
+def _pictures(request: InpaintRequest) -> tuple[npt.NDArray[np.uint8], masks.Mask]:
+    """The picture and the binary mask at the size of the result."""
+    height = request.height or request.image.shape[0]
+    width = request.width or request.image.shape[1]
+    for name, side in (("height", height), ("width", width)):
+        if side < MIN_SIDE:
+            raise InputError(name, f"of the picture is {side}; at least {MIN_SIDE} is needed")
+        if side > MAX_SIDE and (request.reference or request.region == "full"):
+            reason = f"cannot work on a {name} of {side}; at most {MAX_SIDE}, or take region mask"
+            raise InputError("region", f"{request.region} {reason}")
+    image = resize(request.image, width=width, height=height)
+    if request.reference:
+        if image is not request.image or request.mask.shape != image.shape[:2]:
+            raise InputError("reference", "needs picture and mask at the size of the result")
+        if width % VAE_SCALE_FACTOR or height % VAE_SCALE_FACTOR:
+            raise InputError("reference", f"needs sides of multiples of 8, got {width}x{height}")
+    return image, masks.binarise(request.mask, width=width, height=height)
+
+
+def _first_step(request: InpaintRequest, steps: int) -> int:
+    """How many leading steps ``strength`` leaves out.
+
+    The reference rounds down and refuses to make no step; otherwise any strength above 0 makes
+    at least one.
+    """
+    if request.reference:
+        start = steps - min(int(steps * request.strength), steps)
+        if start == steps:
+            reason = f"is {request.strength}: with {steps} steps none is left"
+            raise InputError("strength", reason)
+        return start
+    return steps - min(steps, math.ceil(steps * request.strength - 1e-9))

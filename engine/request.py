@@ -1,0 +1,161 @@
+"""What goes in and what comes out: ``InpaintRequest``, ``InpaintResult``, ``Timings``.
+
+Values are checked when the request is made, so that a bad one is refused before it can occupy the
+loop; everything that depends on the bundle is checked in ``engine.job``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.errors import InputError
+
+Region = Literal["auto", "full", "mask"]
+
+MIN_SIDE: Final = 64
+MAX_SIDE: Final = 1024
+MAX_PICTURE_SIDE: Final = 16384
+MAX_SAMPLES: Final = 4
+MAX_STEPS: Final = 200
+MAX_GUIDANCE: Final = 50.0
+MAX_PROMPT_CHARACTERS: Final = 10_000
+MAX_SEED: Final = 2**53 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class InpaintRequest:
+    """One picture to fill.
+
+    Attributes:
+        image: The picture, (H, W, 3) uint8 RGB.
+        mask: (H', W') uint8; 128 and above is repainted, below is kept. Another size than the
+            picture's is resized to it.
+        prompt: What shall appear in the hole; empty lets the model continue the background.
+        negative_prompt: What shall not appear; used when ``guidance_scale`` is above 1.
+        width: Width of the result in pixels, 64 to 1024; the picture's own where None.
+        height: Height of the result in pixels, 64 to 1024; the picture's own where None.
+        samples: Number of pictures, 1 to 4; picture ``i`` is made with ``seed + i``.
+        seed: 0 to 2**53 - 1; a random one where None. The one used is in the result. Seeds equal
+            modulo 2**32 give the same noise, as they do in PyTorch's CPU generator.
+        strength: 0 to 1: the share of the steps that is run, 1 forgets what lay in the hole.
+        num_inference_steps: Denoising steps, 1 to 200; the bundle's default where None.
+        guidance_scale: 0 to 50; at 1 and below the negative prompt is not used and a step costs
+            half. The bundle's default where None.
+        scheduler: A name of ``engine.schedulers.SCHEDULERS``; the bundle's default where None.
+        region: ``"full"`` works on the whole picture, ``"mask"`` on a box round the mask with
+            context, ``"auto"`` chooses.
+        reference: Do exactly what diffusers' StableDiffusionInpaintPipeline does, without care
+            for what lies outside the mask; the picture's sides must be multiples of 8.
+    """
+
+    image: npt.NDArray[np.uint8]
+    mask: npt.NDArray[np.uint8]
+    prompt: str
+    negative_prompt: str = ""
+    width: int | None = None
+    height: int | None = None
+    samples: int = 1
+    seed: int | None = None
+    strength: float = 1.0
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    scheduler: str | None = None
+    region: Region = "auto"
+    reference: bool = False
+
+    def __post_init__(self) -> None:
+        _check_array("image", self.image, "(H, W, 3)")
+        _check_array("mask", self.mask, "(H, W)")
+        for field, text in (("prompt", self.prompt), ("negative_prompt", self.negative_prompt)):
+            if not isinstance(text, str):
+                raise InputError(field, f"must be text, got {type(text).__name__}")
+            if len(text) > MAX_PROMPT_CHARACTERS:
+                allowed = f"at most {MAX_PROMPT_CHARACTERS} characters are allowed"
+                raise InputError(field, f"has {len(text)} characters; {allowed}")
+        for field, side in (("width", self.width), ("height", self.height)):
+            if side is not None:
+                _check_integer(field, side, MIN_SIDE, MAX_SIDE)
+        _check_integer("samples", self.samples, 1, MAX_SAMPLES)
+        if self.seed is not None:
+            _check_integer("seed", self.seed, 0, MAX_SEED)
+        _check_number("strength", self.strength, 0.0, 1.0)
+        if self.num_inference_steps is not None:
+            _check_integer("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
+        if self.guidance_scale is not None:
+            _check_number("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE)
+        if self.region not in get_args(Region):
+            allowed = ", ".join(get_args(Region))
+            raise InputError("region", f"is {self.region!r}; allowed: {allowed}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Seconds spent per stage; ``total`` is from submission to result and includes waiting."""
+
+    queue: float
+    prepare: float
+    text_encoder: float
+    vae_encoder: float
+    unet: float
+    vae_decoder: float
+    paste: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class InpaintResult:
+    """The filled pictures and how they were made.
+
+    Attributes:
+        images: (samples, height, width, 3) uint8 RGB.
+        seed: The seed of the first picture; picture ``i`` used ``seed + i``.
+        num_inference_steps: UNet steps asked for; ``steps_run`` is how many ``strength`` left.
+        guidance_scale: The guidance scale used.
+        scheduler: The scheduler used.
+        region: The box (x0, y0, x1, y1) in pixels of the result that was worked on.
+        working_size: (width, height) in pixels at which the networks saw that box.
+        timings: Seconds per stage.
+        latents: (samples, channels, h, w) float32, the final latents before the VAE decoder.
+    """
+
+    images: npt.NDArray[np.uint8]
+    seed: int
+    num_inference_steps: int
+    steps_run: int
+    guidance_scale: float
+    scheduler: str
+    region: tuple[int, int, int, int]
+    working_size: tuple[int, int]
+    timings: Timings
+    latents: npt.NDArray[np.float32]
+
+
+def _check_array(field: str, array: object, form: str) -> None:
+    rank = form.count(",") + 1
+    if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim != rank:
+        found = f"{getattr(array, 'dtype', type(array).__name__)} {getattr(array, 'shape', '')}"
+        raise InputError(field, f"must be a uint8 array of shape {form}, got {found.strip()}")
+    if rank == 3 and array.shape[2] != 3:
+        raise InputError(field, f"must have 3 channels (RGB), got {array.shape[2]}")
+    height, width = array.shape[:2]
+    if min(height, width) < 1 or max(height, width) > MAX_PICTURE_SIDE:
+        allowed = f"sides from 1 to {MAX_PICTURE_SIDE} are allowed"
+        raise InputError(field, f"is {width}x{height} pixels; {allowed}")
+
+
+def _check_integer(field: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise InputError(field, f"is {value!r}; must be an integer from {low} to {high}")
+    if not low <= value <= high:
+        raise InputError(field, f"is {value}; must be between {low} and {high}")
+
+
+def _check_number(field: str, value: object, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
+        raise InputError(field, f"is {value!r}; must be a number from {low:g} to {high:g}")
+    if not low <= value <= high:
+        raise InputError(field, f"is {value}; must be between {low:g} and {high:g}")

@@ -1,0 +1,65 @@
+"""Schedulers as arrays of coefficients, and one pure step that serves them all.
+
+Every sampler here is linear in what it has seen. With ``x`` the latents, ``m`` the UNet's output
+and ``z`` fresh noise, step ``i`` is
+
+    h_i  = P[i] x + Q[i] m                                   (what the solver remembers)
+    x'   = A[i] x + sum_k B[i, k] h_(i-k) + N[i] z
+
+so that a ``Schedule`` is data, ``step`` is a few lines, and rows of different samplers can share
+one UNet call. Coefficients are worked out once per request in float64. Latents are kept in the
+coordinates diffusers keeps them in (Euler: x = x0 + sigma z, all others: x = sqrt(a) x0 +
+sqrt(1 - a) z), so that each intermediate value can be compared with diffusers'.
+
+Notation: ``a`` is the cumulative product of the alphas (DDPM, Ho et al. 2020, equation 4),
+``sigma = sqrt((1 - a) / a)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from engine.errors import InputError
+from engine.schedulers.noise_model import NoiseModel
+from engine.schedulers.samplers import MAKERS
+from engine.schedulers.schedule import Schedule, SolverState, add_noise, denoised, step
+
+__all__ = [
+    "SCHEDULERS",
+    "Schedule",
+    "SolverState",
+    "add_noise",
+    "denoised",
+    "make_schedule",
+    "step",
+]
+
+SCHEDULERS: Final = tuple(MAKERS)
+"""The names a request may ask for."""
+
+
+def make_schedule(
+    name: str, config: Mapping[str, Any], *, num_inference_steps: int, start: int = 0
+) -> Schedule:
+    """Work out a schedule.
+
+    Args:
+        name: One of ``SCHEDULERS``.
+        config: diffusers' scheduler configuration of the checkpoint. What it does not say takes
+            the default of diffusers' class of that name, as ``Scheduler.from_config`` does.
+        num_inference_steps: Steps of the whole run.
+        start: Leading steps to leave out (strength below 1).
+
+    Raises:
+        InputError: If the name is unknown, or the sampler cannot do that many steps or does not
+            fit the checkpoint.
+        BundleError: If the configuration holds something that is not supported.
+    """
+    if name not in MAKERS:
+        raise InputError("scheduler", f"is {name!r}; allowed: {', '.join(SCHEDULERS)}")
+    model = NoiseModel(config, name)
+    if num_inference_steps > model.train_steps:
+        allowed = f"{name} allows 1 to {model.train_steps}"
+        raise InputError("num_inference_steps", f"is {num_inference_steps}; {allowed}")
+    return MAKERS[name](model, num_inference_steps, start)

@@ -1,0 +1,155 @@
+"""The noise schedule a checkpoint was trained with, read from diffusers' scheduler config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.errors import BundleError, InputError
+from engine.schedulers.schedule import Array
+
+_ZERO_SNR: Final = 2.0**-24
+"""What sigma-space samplers put for a = 0, so that the first sigma is not infinite."""
+
+
+class NoiseModel:
+    """The training-time noise schedule and the checkpoint's settings, read from its config."""
+
+    def __init__(self, config: Mapping[str, Any], name: str) -> None:
+        self.name = name
+        self.config = {**_COMMON, **_DEFAULTS[name], **config}
+        if name in ("dpmpp_2m", "dpmpp_2m_karras"):
+            self.config["use_karras_sigmas"] = name == "dpmpp_2m_karras"
+        for key, supported in _SUPPORTED.items():
+            value = self.config.get(key, supported[0])
+            if value not in supported:
+                allowed = ", ".join(map(repr, supported))
+                raise BundleError(f"scheduler config: {key} is {value!r}; supported: {allowed}")
+        for key, low in _NUMBERS.items():
+            value = self.config[key]
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= low:
+                raise BundleError(
+                    f"scheduler config: {key} is {value!r}; must be a number from {low:g}"
+                )
+        self.train_steps = int(self.config["num_train_timesteps"])
+        self.prediction: str = self.config["prediction_type"]
+        self.spacing: str = self.config["timestep_spacing"]
+        self.offset = int(self.config["steps_offset"])
+        a = np.cumprod(1.0 - self._betas().astype(np.float64))
+        self.zero_snr = bool(self.config["rescale_betas_zero_snr"])
+        self.a = a.astype(np.float32).astype(np.float64)
+
+    def _betas(self) -> npt.NDArray[np.float32]:
+        first, last, n = self.config["beta_start"], self.config["beta_end"], self.train_steps
+        if self.config.get("trained_betas") is not None:
+            betas = np.asarray(self.config["trained_betas"], np.float32)
+        elif self.config["beta_schedule"] == "linear":
+            betas = np.linspace(first, last, n, dtype=np.float32)
+        else:
+            betas = np.square(np.linspace(first**0.5, last**0.5, n, dtype=np.float32))
+        if not self.config["rescale_betas_zero_snr"]:
+            return np.asarray(betas, np.float32)
+        # Lin et al. 2023, "Common diffusion noise schedules and sample steps are flawed",
+        # algorithm 1: shift sqrt(a) so that the last is 0, scale so that the first stays.
+        root = np.sqrt(np.cumprod(1.0 - betas.astype(np.float64)))
+        root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+        alphas = root**2
+        alphas[1:] /= root[:-1] ** 2
+        return np.asarray(1.0 - alphas, np.float32)
+
+    @property
+    def sigmas(self) -> Array:
+        """(train_steps,) noise to signal, finite even for a terminal signal of 0."""
+        a = self.a.copy()
+        if self.zero_snr:
+            a[-1] = _ZERO_SNR
+        return np.sqrt((1.0 - a) / a)
+
+    def final_a(self) -> float:
+        """The ``a`` that stands after the last timestep."""
+        return 1.0 if self.config["set_alpha_to_one"] else float(self.a[0])
+
+    def a_at(self, t: Array) -> Array:
+        """``a`` at integer timesteps; the final one below 0."""
+        t = t.astype(np.int64)
+        return np.where(t >= 0, self.a[np.maximum(t, 0)], self.final_a())
+
+    def timesteps(self, n: int) -> Array:
+        """The ``n`` descending timesteps of the spacings of Lin et al. 2023, table 2."""
+        if self.spacing == "linspace":
+            return np.asarray(np.linspace(0, self.train_steps - 1, n).round()[::-1], np.float64)
+        if self.spacing == "leading":
+            ratio = self.train_steps // n
+            return np.arange(n, dtype=np.float64)[::-1] * ratio + self.offset
+        # rounding can give arange one step too many, which diffusers runs at timestep -1
+        descending = np.arange(self.train_steps, 0, -self.train_steps / n).round()[:n]
+        return np.asarray(descending - 1.0, np.float64)
+
+    def denoised_from(self, signal: Array, noise: Array) -> Array:
+        """(n, 2) weights of (x, m) for x0 where x = signal x0 + noise eps."""
+        zero, one = np.zeros_like(signal), np.ones_like(signal)
+        if self.prediction == "sample":
+            return np.stack([zero, one], 1)
+        if self.prediction == "v_prediction":
+            scale = signal**2 + noise**2  # 1 in the variance-preserving coordinates
+            return np.stack([signal / scale, -noise / np.sqrt(scale)], 1)
+        if self.name in ("ddim", "lcm") and not signal.all():
+            reason = "predicts noise, yet its last timestep holds no signal to find it in"
+            raise InputError("scheduler", f"{self.name} does not fit this bundle: it {reason}")
+        return np.stack([one / signal, -noise / signal], 1)
+
+
+_COMMON: Final = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "prediction_type": "epsilon",
+    "timestep_spacing": "leading",
+    "steps_offset": 0,
+    "rescale_betas_zero_snr": False,
+    "set_alpha_to_one": True,
+    "final_sigmas_type": "zero",
+}
+_DPM: Final = {
+    "timestep_spacing": "linspace",
+    "lower_order_final": True,
+    "euler_at_final": False,
+}
+_DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "ddim": {},
+    "euler": {"timestep_spacing": "linspace"},
+    "euler_a": {"timestep_spacing": "linspace"},
+    "dpmpp_2m": _DPM,
+    "dpmpp_2m_karras": _DPM,
+    "lcm": {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "original_inference_steps": 50,
+        "timestep_scaling": 10.0,
+    },
+    "pndm": {"set_alpha_to_one": False},
+}
+_SUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = {
+    "beta_schedule": ("scaled_linear", "linear"),
+    "prediction_type": ("epsilon", "v_prediction", "sample"),
+    "timestep_spacing": ("leading", "linspace", "trailing"),
+    "final_sigmas_type": ("zero", "sigma_min"),
+    "interpolation_type": ("linear",),
+    "timestep_type": ("discrete",),
+    "algorithm_type": ("dpmsolver++",),
+    "solver_type": ("midpoint",),
+    "solver_order": (2,),
+    "skip_prk_steps": (True,),
+    "clip_sample": (False,),
+    "thresholding": (False,),
+    "use_exponential_sigmas": (False, None),
+    "use_beta_sigmas": (False, None),
+    "use_lu_lambdas": (False, None),
+    "use_flow_sigmas": (False, None),
+}
+_NUMBERS: Final = {"num_train_timesteps": 1, "beta_start": 0, "beta_end": 0, "steps_offset": 0}
