@@ -1,0 +1,1 @@
+"""Tests mirror the wings; everything may be imported here."""
