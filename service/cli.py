@@ -1,0 +1,79 @@
+"""``edgefill``: inpaint, serve, export, doctor.
+
+Exit codes: 0 when the work was done, 1 when it failed, 2 for wrong usage, 130 when interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from service.commands import doctor, export, inpaint, serve
+from service.console import INTERRUPTED, CommandError, show_error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: The arguments after the program's name; those of the process where None.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        arguments = _parser().parse_args(argv)
+    except SystemExit as exc:  # argparse has printed what there is to say
+        return int(exc.code or 0)
+    try:
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except CommandError as exc:
+        show_error(exc)
+        return exc.code
+    except KeyboardInterrupt:
+        show_error(CommandError("interrupted"))
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone, as in `edgefill ... | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="edgefill",
+        description="Fill a hole in a picture from a sentence: "
+        "a photo, a mask and a prompt go in, the filled photo comes out.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version, help="print the version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in (inpaint, serve, export, doctor):
+        command.add(commands)
+    return parser
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        from service.commands.doctor import version_of
+
+        print(f"edgefill {version_of('edgefill') or '(not installed)'}")
+        parser.exit()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""``edgefill serve``: the HTTP service."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ipaddress
+import logging
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from service.commands.arguments import add_engine
+from service.console import USAGE, CommandError, reason
+
+if TYPE_CHECKING:
+    from service.commands.arguments import Commands
+    from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+def add(commands: Commands) -> None:
+    """Describe the command."""
+    parser = commands.add_parser(
+        "serve",
+        help="answer requests over HTTP",
+        description="Serve POST /api/v6/realtime/inpaint. "
+        "Settings come from EDGEFILL_ variables; the README lists them.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, help="port (default: 8000; 0: any free)")
+    add_engine(parser)
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    serve(
+        host=arguments.host,
+        port=arguments.port,
+        bundle=arguments.bundle,
+        device=arguments.device,
+    )
+    return 0
+
+
+def serve(*, host: str, port: int, bundle: Path | None, device: str | None) -> None:
+    """Serve until interrupted.
+
+    Raises:
+        CommandError: When the settings, the address or the model do not allow it.
+    """
+    from service.errors import SettingsError
+    from service.settings import Settings
+
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    try:
+        settings = Settings.load()
+    except SettingsError as exc:
+        raise CommandError(str(exc), code=USAGE) from exc
+    for name in Settings.unknown_variables():
+        logger.warning("unknown variable: %s; known: %s", name, ", ".join(Settings.variables()))
+    given = {"bundle": bundle, "device": device}
+    settings = settings.model_copy(update={k: v for k, v in given.items() if v is not None})
+    if not settings.api_keys and not is_loopback(host):
+        raise CommandError(
+            f"without API keys only loopback is served, and {host} is not",
+            hint="set EDGEFILL_API_KEYS, for example to the output of `openssl rand -hex 24`",
+            code=USAGE,
+        )
+    with listener(host, port) as sock:
+        _serve(settings, sock)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine's own loopback, and nothing that others can reach."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def listener(host: str, port: int) -> socket.socket:
+    """A socket that listens there, taken before the model is loaded.
+
+    Raises:
+        CommandError: When the address is not there or is in use.
+    """
+    if not 0 <= port <= 65535:
+        raise CommandError(f"--port is {port}; must be between 0 and 65535", code=USAGE)
+    try:
+        info = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = info[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as exc:
+        raise CommandError(f"cannot listen on {host} port {port}: {reason(exc)}") from exc
+    except UnicodeError as exc:
+        raise CommandError(f"cannot listen on {host}: it is not a host name") from exc
+
+
+def _serve(settings: Settings, sock: socket.socket) -> None:
+    import uvicorn
+
+    from engine import Engine, EngineError
+    from service.app import create_app
+
+    try:
+        engine = Engine.open(settings.bundle, device=settings.device)
+    except EngineError as exc:
+        raise CommandError(
+            str(exc), hint="`edgefill doctor` shows what works on this machine"
+        ) from exc
+    with engine:
+        config = uvicorn.Config(
+            create_app(settings, engine),
+            log_config=None,
+            access_log=True,
+            server_header=False,
+            ws="none",
+            timeout_graceful_shutdown=30,
+        )
+        server = uvicorn.Server(config)
+        host, port = sock.getsockname()[:2]
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        logger.info("serving: http://%s (device: %s)", where, engine.device.name)
+        # uvicorn raises the signal that stopped it once more; both mean: stopped as wanted.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[sock])
+        if not server.started:
+            raise CommandError("the service did not start; the log above says why")

@@ -1,0 +1,69 @@
+"""Every error the service raises on purpose.
+
+    ServiceError
+    ├── ApiError          a request that is answered with ``{"status": "error", "message": ...}``
+    ├── SettingsError     an EDGEFILL_ variable has a value that is not allowed
+    └── FetchError        a picture could not be fetched; says why, for the log only
+
+The message of an ``ApiError`` goes to the client: one sentence, nothing about the inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from engine.errors import InputError
+
+
+class ServiceError(Exception):
+    """Base of every error raised on purpose by the service."""
+
+
+class SettingsError(ServiceError):
+    """An ``EDGEFILL_`` variable has a value that is not allowed."""
+
+
+class FetchError(ServiceError):
+    """A picture could not be fetched. The message holds details that a client must not see.
+
+    Attributes:
+        reason: What the client may know, as the end of a sentence about its picture.
+    """
+
+    def __init__(self, detail: str, *, reason: str = "could not be fetched from its URL") -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class ApiError(ServiceError):
+    """A request that cannot be served.
+
+    Attributes:
+        status: The HTTP status code.
+        message: One sentence for the client.
+        headers: Extra response headers, for example ``Retry-After``.
+    """
+
+    def __init__(
+        self, status: int, message: str, *, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.headers = dict(headers or {})
+
+
+def words(field: str) -> str:
+    """The name of a field as the contract's sentences write it: ``init_image``: "init image"."""
+    return field.replace("_", " ")
+
+
+def refused_value(error: InputError, *, field: str | None = None) -> ApiError:
+    """The answer to a value that the engine does not take.
+
+    Args:
+        error: What the engine said.
+        field: The contract's name of the field, where the engine's is another one.
+    """
+    message = error.message.rstrip(".")
+    return ApiError(400, f"The {words(field or error.field)} {message}.")

@@ -1,0 +1,175 @@
+"""One inpainting request from its checked body to the answer's body.
+
+Nothing here holds up the event loop: pictures are decoded, encoded and stored in threads, and the
+engine's ticket wakes the waiting task from the engine's own thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from engine import EngineError, InpaintRequest, InpaintResult, InputError, RequestCancelled
+from engine.image import decode_mask, decode_picture, encode_jpeg, encode_png
+from service.errors import ApiError, refused_value
+from service.inputs import PictureReader
+from service.responses import new_id, success
+from service.schema import InpaintBody
+from service.storage import OutputFolder, file_name, new_prefix
+
+logger = logging.getLogger(__name__)
+
+
+class PictureTicket(Protocol):
+    """A request that the engine has taken."""
+
+    def result(self, timeout: float | None = None) -> InpaintResult:
+        """The pictures; raises what went wrong."""
+        ...
+
+    def cancel(self) -> bool:
+        """Stop working on it."""
+        ...
+
+    def add_done_callback(self, callback: Callable[[Any], None], /) -> None:
+        """Call ``callback`` with the ticket once it is done, from any thread."""
+        ...
+
+
+class PictureEngine(Protocol):
+    """What makes the pictures: ``engine.Engine`` here, or one in a process of its own."""
+
+    def submit(self, request: InpaintRequest, /) -> PictureTicket:
+        """Take a request without waiting for its picture."""
+        ...
+
+    def close(self) -> None:
+        """Cancel what is running and let go of the device."""
+        ...
+
+
+class Inpainter:
+    """Does the work behind ``POST /api/v6/realtime/inpaint``."""
+
+    def __init__(self, engine: PictureEngine, reader: PictureReader, outputs: OutputFolder) -> None:
+        self._engine = engine
+        self._reader = reader
+        self._outputs = outputs
+
+    async def make(self, body: InpaintBody, *, link: Callable[[str], str]) -> dict[str, Any]:
+        """Make the pictures of a request. When the task is cancelled, so is the engine's work.
+
+        Args:
+            body: The checked request.
+            link: From the name of an output to the address that clients find it at.
+
+        Returns:
+            The body of the success answer.
+
+        Raises:
+            ApiError: With the answer that the client gets instead.
+        """
+        refuse_unserved(body)
+        init, mask = await self._read(body)
+        identity, prefix = new_id(), new_prefix()
+        try:
+            request = await asyncio.to_thread(_request, body, init, mask)
+            result = await _finished(self._engine.submit(request))
+        except InputError as exc:
+            raise refused_value(exc) from exc
+        except RequestCancelled as exc:
+            raise ApiError(503, "The request was cancelled because the server stops.") from exc
+        except EngineError as exc:
+            logger.exception("request %d: the engine failed", identity)
+            raise ApiError(500, "The engine failed to make the picture.") from exc
+        output = await asyncio.to_thread(self._keep, body, result, prefix)
+        if not body.base64:
+            output = [link(name) for name in output]
+        answer = success(body, result, identity=identity, prefix=prefix, output=output)
+        logger.info(
+            "request %d: %d picture(s) of %dx%d in %.3f s",
+            identity,
+            body.samples,
+            body.width,
+            body.height,
+            answer["generationTime"],
+        )
+        return answer
+
+    async def _read(self, body: InpaintBody) -> tuple[bytes, bytes]:
+        """Both pictures at once; of two errors, the init image's is the one that is told."""
+        init, mask = await asyncio.gather(
+            self._reader.read("init_image", body.init_image),
+            self._reader.read("mask_image", body.mask_image),
+            return_exceptions=True,
+        )
+        if isinstance(init, BaseException):
+            raise init
+        if isinstance(mask, BaseException):
+            raise mask
+        return init, mask
+
+    def _keep(self, body: InpaintBody, result: InpaintResult, prefix: str) -> list[str]:
+        """Encode the pictures; base64 texts, or the names of the files that they were kept in."""
+        encode = encode_jpeg if body.output_format == "jpg" else encode_png
+        pictures = [encode(image) for image in result.images]
+        if body.base64:
+            return [base64.b64encode(picture).decode("ascii") for picture in pictures]
+        names = [file_name(prefix, i, body.output_format) for i in range(len(pictures))]
+        for name, picture in zip(names, pictures, strict=True):
+            self._outputs.write(name, picture)
+        return names
+
+
+def refuse_unserved(body: InpaintBody) -> None:
+    """Say so when a request needs what this version does not do, instead of leaving it out.
+
+    Raises:
+        ApiError: 400, or 503 for the safety checker.
+    """
+    if body.safety_checker:
+        raise ApiError(503, "The safety checker is not available on this server.")
+    if body.instant_response:
+        raise ApiError(400, "The instant response is not supported by this version.")
+    if body.webhook is not None:
+        raise ApiError(400, "The webhook is not supported by this version.")
+
+
+def _request(body: InpaintBody, init: bytes, mask: bytes) -> InpaintRequest:
+    return InpaintRequest(
+        image=decode_picture(init, field="init_image"),
+        mask=decode_mask(mask, field="mask_image"),
+        prompt=body.prompt,
+        negative_prompt=body.negative_prompt,
+        width=body.width,
+        height=body.height,
+        samples=body.samples,
+        seed=body.seed,
+        strength=body.strength,
+        num_inference_steps=body.num_inference_steps,
+        guidance_scale=body.guidance_scale,
+        scheduler=body.scheduler,
+        region=body.region,
+    )
+
+
+async def _finished(ticket: PictureTicket) -> InpaintResult:
+    """Wait for a ticket without a thread; cancel it when the waiting task is cancelled."""
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+
+    def wake(_: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop may have been closed meanwhile
+            loop.call_soon_threadsafe(done.set)
+
+    ticket.add_done_callback(wake)
+    try:
+        await done.wait()
+    except asyncio.CancelledError:
+        ticket.cancel()
+        raise
+    return ticket.result(timeout=0)

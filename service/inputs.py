@@ -1,0 +1,82 @@
+"""Pictures as clients send them: an http(s) URL, a data URI, or plain base64."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import logging
+import re
+from typing import Final
+
+from service.errors import ApiError, FetchError, words
+from service.fetch import Fetcher
+from service.urls import WRONG_KIND
+
+logger = logging.getLogger(__name__)
+
+_SCHEME: Final = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]*):")
+_SHOWN_URL_CHARACTERS: Final = 2048
+
+
+def scheme_of(value: str) -> str | None:
+    """The URL scheme in lower case, or None for base64, whose alphabet has no colon."""
+    match = _SCHEME.match(value)
+    return match.group(1).lower() if match else None
+
+
+def summary(value: str) -> str:
+    """What an answer shows of a picture that was sent: its URL, or a short digest."""
+    if scheme_of(value) in ("http", "https"):
+        return value.strip()[:_SHOWN_URL_CHARACTERS]
+    return "sha256:" + hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+class PictureReader:
+    """Turns what a client sent for a picture into the picture's bytes.
+
+    Args:
+        fetcher: Gets what stands behind URLs.
+        max_bytes: Largest picture in bytes.
+    """
+
+    def __init__(self, fetcher: Fetcher, *, max_bytes: int) -> None:
+        self._fetcher = fetcher
+        self._max_bytes = max_bytes
+
+    async def read(self, field: str, value: str) -> bytes:
+        """The bytes of the picture in a field of the request.
+
+        Raises:
+            ApiError: 400 with a sentence about the field.
+        """
+        scheme = scheme_of(value)
+        try:
+            if scheme in ("http", "https"):
+                return await self._fetcher.fetch(value.strip())
+            if scheme == "data":
+                return self._decode(_payload(value))
+            if scheme is None:
+                return self._decode(value)
+            raise FetchError(f"scheme {scheme!r}", reason=WRONG_KIND)
+        except FetchError as exc:
+            logger.warning("%s: %s", field, exc)
+            raise ApiError(400, f"The {words(field)} {exc.reason}.") from exc
+
+    def _decode(self, text: str) -> bytes:
+        compact = "".join(text.split())
+        if len(compact) // 4 * 3 > self._max_bytes + 2:
+            reason = f"is larger than {self._max_bytes / 1e6:g} MB"
+            raise FetchError(f"{len(compact)} characters of base64", reason=reason)
+        try:
+            return base64.b64decode(compact, validate=True)
+        except (binascii.Error, ValueError) as exc:
+            raise FetchError(f"base64: {exc}", reason="is not valid base64") from exc
+
+
+def _payload(uri: str) -> str:
+    """The base64 text of a data URI."""
+    head, comma, payload = uri.partition(",")
+    if not comma or not head.lower().rstrip().endswith(";base64"):
+        raise FetchError("data URI without ;base64,", reason="is a data URI without base64")
+    return payload

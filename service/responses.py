@@ -1,0 +1,107 @@
+"""The answers of the contract: one success shape and one error shape."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Sequence
+from typing import Any, Final
+
+from starlette.responses import JSONResponse
+
+from engine import InpaintResult
+from service.errors import ApiError
+from service.inputs import summary
+from service.schema import InpaintBody
+
+ALLOW_EVERY_ORIGIN: Final = {"Access-Control-Allow-Origin": "*"}
+MAX_ID: Final = 2**31 - 1
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    """``{"status": "error", "message": ...}`` with the error's status and headers."""
+    return JSONResponse(
+        {"status": "error", "message": error.message},
+        status_code=error.status,
+        headers={**ALLOW_EVERY_ORIGIN, **error.headers},
+    )
+
+
+def new_id() -> int:
+    """An id that says nothing about how many came before: 1 to 2**31 - 1."""
+    return secrets.randbelow(MAX_ID) + 1
+
+
+def success(
+    body: InpaintBody,
+    result: InpaintResult,
+    *,
+    identity: int,
+    prefix: str,
+    output: Sequence[str],
+) -> dict[str, Any]:
+    """The body of the answer to a request whose pictures are made.
+
+    Args:
+        body: What was asked.
+        result: What the engine made of it.
+        identity: The id of the request.
+        prefix: The part of the pictures' names that cannot be guessed.
+        output: A link, or base64 text, per picture.
+    """
+    timings = result.timings
+    return {
+        "status": "success",
+        "generationTime": round(timings.total - timings.queue, 3),
+        "id": identity,
+        "output": list(output),
+        "proxy_links": list(output),
+        "nsfw_content_detected": False,
+        "meta": meta(body, prefix=prefix) | _how(result),
+    }
+
+
+def meta(body: InpaintBody, *, prefix: str) -> dict[str, Any]:
+    """What was asked, as the hosted API writes it: booleans as "yes" and "no", never the key."""
+    return {
+        "base64": _yes_no(body.base64),
+        "enhance_prompt": "no",
+        "file_prefix": prefix,
+        "guidance_scale": body.guidance_scale,
+        "height": body.height,
+        "init_image": summary(body.init_image),
+        "instant_response": _yes_no(body.instant_response),
+        "mask_image": summary(body.mask_image),
+        "n_samples": body.samples,
+        "negative_prompt": body.negative_prompt,
+        "outdir": "out",
+        "output_format": body.output_format,
+        "prompt": body.prompt,
+        "region": body.region,
+        "safety_checker": _yes_no(body.safety_checker),
+        "safety_checker_type": "black",
+        "scheduler": body.scheduler,
+        "seed": body.seed,
+        "steps": body.num_inference_steps,
+        "strength": body.strength,
+        "temp": "no",
+        "track_id": body.track_id,
+        "webhook": body.webhook,
+        "width": body.width,
+    }
+
+
+def _how(result: InpaintResult) -> dict[str, Any]:
+    """What was left to the engine, and how long its stages took."""
+    stages = dataclasses.asdict(result.timings)
+    return {
+        "guidance_scale": result.guidance_scale,
+        "scheduler": result.scheduler,
+        "seed": result.seed,
+        "steps": result.num_inference_steps,
+        "timings": {name: round(seconds, 4) for name, seconds in stages.items()},
+    }
+
+
+def _yes_no(value: bool) -> str:
+    return "yes" if value else "no"

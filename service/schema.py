@@ -1,0 +1,212 @@
+"""What a client may ask: the contract's request, its coercions and its error sentences.
+
+Clients of the hosted API send numbers as text, booleans as "yes" and "no", and null for what they
+leave out; all of that is taken. Unknown fields are ignored. The first bad field is the one that is
+named, the required ones first.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+
+from service.errors import ApiError, words
+
+MAX_SEED: Final = 2**53 - 1
+RANDOM_SEEDS: Final = 2**32
+MAX_TRACK_ID_CHARACTERS: Final = 1024
+
+SCHEDULERS: Final = {
+    "DDIMScheduler": "ddim",
+    "EulerDiscreteScheduler": "euler",
+    "EulerAncestralDiscreteScheduler": "euler_a",
+    "DPMSolverMultistepScheduler": "dpmpp_2m",
+    "LCMScheduler": "lcm",
+    "PNDMScheduler": "pndm",
+}
+"""Names that clients of the hosted API send, and ours."""
+
+_TRUE: Final = ("true", "yes", "1")
+_FALSE: Final = ("false", "no", "0")
+
+
+def _refuse(info: ValidationInfo, sentence: str) -> ValueError:
+    return ValueError(f"The {words(info.field_name or 'request')} {sentence}")
+
+
+def _boolean(value: Any, info: ValidationInfo) -> bool:
+    word = value.strip().lower() if isinstance(value, str) else value
+    if isinstance(word, bool):
+        return word
+    text = str(int(word)) if word in (0, 1) else word
+    if text in _TRUE or text in _FALSE:
+        return text in _TRUE
+    raise _refuse(info, "must be true or false.")
+
+
+def _text(value: Any, info: ValidationInfo) -> str:
+    if not isinstance(value, str):
+        raise _refuse(info, "must be a string.")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise _refuse(info, "must be valid Unicode text.") from None
+    return value
+
+
+def _track_id(value: Any, info: ValidationInfo) -> str | int:
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_SEED:
+        return value
+    if not isinstance(value, str) or len(value) > MAX_TRACK_ID_CHARACTERS:
+        raise _refuse(info, f"must be a string of at most {MAX_TRACK_ID_CHARACTERS} characters.")
+    return _text(value, info)
+
+
+def _number(value: Any) -> float | int | None:
+    """The number in a JSON value, or None: booleans, NaN and infinities are no numbers here."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        if isinstance(value, str):
+            text = value.strip()
+            if not text.isascii() or "_" in text:
+                return None
+            value = int(text) if text.lstrip("+-").isdecimal() else float(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, int) or math.isfinite(value) else None
+
+
+class _Range:
+    """Bounds of a number: coerces it, and says which bounds were left."""
+
+    def __init__(self, low: int, high: int, *, integral: bool = True) -> None:
+        self.low, self.high, self.integral = low, high, integral
+
+    def __call__(self, value: Any, info: ValidationInfo) -> float | int:
+        number = _number(value)
+        if number is None or (self.integral and number != math.floor(number)):
+            raise _refuse(info, f"must be {'an integer' if self.integral else 'a number'}.")
+        if not self.low <= number <= self.high:
+            raise _refuse(info, f"must be between {self.low} and {self.high}.")
+        return int(number) if self.integral else float(number)
+
+
+class _Word:
+    """A word out of a few, in any case; some of them have other spellings."""
+
+    def __init__(self, *words: str, spellings: Mapping[str, str] | None = None) -> None:
+        self.words, self.spellings = words, spellings or {}
+
+    def __call__(self, value: Any, info: ValidationInfo) -> str:
+        word = value.strip().lower() if isinstance(value, str) else ""
+        word = self.spellings.get(word, word)
+        if word not in self.words:
+            raise _refuse(info, f"must be one of {', '.join(self.words)}.")
+        return word
+
+
+Text = Annotated[str, BeforeValidator(_text)]
+Boolean = Annotated[bool, BeforeValidator(_boolean)]
+Side = Annotated[int, BeforeValidator(_Range(64, 1024))]
+Seed = Annotated[int, BeforeValidator(_Range(-1, MAX_SEED))]
+
+
+class InpaintBody(BaseModel):
+    """The body of ``POST /api/v6/realtime/inpaint``, without the key.
+
+    After validation ``seed`` is the one that will be used: it is fixed when a request is accepted,
+    so that doing the work again gives the same picture.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", validate_default=False)
+
+    prompt: Text
+    init_image: Text
+    mask_image: Text
+    negative_prompt: Text = ""
+    width: Side = 512
+    height: Side = 512
+    samples: Annotated[int, BeforeValidator(_Range(1, 4))] = 1
+    safety_checker: Boolean = False
+    strength: Annotated[float, BeforeValidator(_Range(0, 1, integral=False))] = 0.7
+    base64: Boolean = False
+    seed: Seed = Field(default=-1)
+    instant_response: Boolean = False
+    webhook: Text | None = None
+    track_id: Annotated[str | int | None, BeforeValidator(_track_id)] = None
+    num_inference_steps: Annotated[int | None, BeforeValidator(_Range(1, 50))] = None
+    guidance_scale: Annotated[float | None, BeforeValidator(_Range(1, 20, integral=False))] = None
+    scheduler: Text | None = None
+    output_format: Annotated[
+        Literal["png", "jpg"], BeforeValidator(_Word("png", "jpg", spellings={"jpeg": "jpg"}))
+    ] = "png"
+    region: Annotated[
+        Literal["auto", "full", "mask"], BeforeValidator(_Word("auto", "full", "mask"))
+    ] = "auto"
+    deadline_ms: Annotated[int | None, BeforeValidator(_Range(1, 600_000))] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_absent(cls, values: Any) -> Any:
+        """Null and blank text mean that a field was left out."""
+        if not isinstance(values, Mapping):
+            return values
+        return {name: value for name, value in values.items() if not is_absent(value)}
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> InpaintBody:
+        """Check the values of a request and fix its seed.
+
+        Raises:
+            ApiError: 400 with one sentence about the first bad field.
+        """
+        try:
+            body = cls.model_validate(values)
+        except ValidationError as exc:
+            error = exc.errors(include_url=False, include_input=False)[0]
+            field = str(error["loc"][0]) if error["loc"] else "request"
+            if error["type"] == "missing":
+                raise ApiError(400, f"The {words(field)} field is required.") from None
+            message = str(error["ctx"]["error"]) if "ctx" in error else f"{field}: {error['msg']}"
+            raise ApiError(400, message) from None
+        scheduler = body.scheduler and SCHEDULERS.get(body.scheduler, body.scheduler)
+        seed = secrets.randbelow(RANDOM_SEEDS) if body.seed == -1 else body.seed
+        return body.model_copy(update={"seed": seed, "scheduler": scheduler})
+
+
+def is_absent(value: Any) -> bool:
+    """Whether a value means that its field was left out."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def parse_json(body: bytes) -> Mapping[str, Any]:
+    """The JSON object in a request body, whatever its content type says.
+
+    Raises:
+        ApiError: 400 when it is no JSON object.
+    """
+    try:
+        values = json.loads(body, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as exc:  # JSON and Unicode errors are ValueErrors
+        raise ApiError(400, "The request body is not valid JSON.") from exc
+    if not isinstance(values, dict):
+        raise ApiError(400, "The request body must be a JSON object.")
+    return values
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,120 @@
+"""The service's settings, read once from ``EDGEFILL_`` environment variables."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.addresses import AddressPolicy
+from service.errors import SettingsError
+
+PREFIX: Final = "EDGEFILL_"
+
+
+def _comma_list(value: Any) -> Any:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+class Settings(BaseSettings):
+    """What an operator can set. Each field is the variable ``EDGEFILL_<NAME>``."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid"
+    )
+
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_comma_list)] = Field(
+        default=(),
+        description="Keys that clients may use, separated by commas. Without any, every "
+        "non-empty key is taken and the server binds to loopback only.",
+    )
+    bundle: Path | None = Field(
+        default=None, description="Directory of the model bundle; the default bundle where unset."
+    )
+    device: str = Field(
+        default="auto",
+        description="Where the networks run; `edgefill doctor` lists what works on a machine.",
+    )
+    data_dir: Path = Field(
+        default=Path("edgefill-data"), description="Directory for the pictures that were made."
+    )
+    public_url: str | None = Field(
+        default=None,
+        description="The address clients reach the server at, used in the links of answers; "
+        "where unset, the address of the request.",
+    )
+    wait_seconds: float = Field(
+        default=20.0, gt=0, le=600, description="Longest time a request is waited for, in seconds."
+    )
+    fetch_allow: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_list)] = Field(
+        default=(),
+        description="Host names, addresses and CIDRs, separated by commas, that pictures may be "
+        "fetched from beyond ports 80 and 443 of the public internet.",
+    )
+    fetch_seconds: float = Field(
+        default=10.0, gt=0, le=120, description="Longest time for fetching one picture, in seconds."
+    )
+    picture_limit_mb: int = Field(
+        default=20, ge=1, le=256, description="Largest picture that is taken, in megabytes."
+    )
+    body_limit_mb: int = Field(
+        default=32, ge=1, le=1024, description="Largest request body that is taken, in megabytes."
+    )
+
+    @field_validator("public_url")
+    @classmethod
+    def _check_public_url(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("must start with http:// or https://")
+        return value if value is None else value.rstrip("/")
+
+    @field_validator("fetch_allow")
+    @classmethod
+    def _check_fetch_allow(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        AddressPolicy.parse(value)
+        return value
+
+    @classmethod
+    def load(cls) -> Settings:
+        """Read the environment.
+
+        Raises:
+            SettingsError: With the first variable whose value is not allowed.
+        """
+        try:
+            return cls()
+        except ValidationError as exc:
+            error = exc.errors(include_url=False, include_input=False)[0]
+            name = PREFIX + str(error["loc"][0]).upper()
+            raise SettingsError(f"{name}: {error['msg']}") from None
+
+    @classmethod
+    def variables(cls) -> tuple[str, ...]:
+        """The names of all variables that are read."""
+        return tuple(PREFIX + name.upper() for name in cls.model_fields)
+
+    @classmethod
+    def unknown_variables(cls) -> tuple[str, ...]:
+        """Names in the environment that look like ours and are not, such as a misspelt one."""
+        found = {name for name in os.environ if name.upper().startswith(PREFIX)}
+        return tuple(sorted(name for name in found if name.upper() not in cls.variables()))
+
+    @property
+    def address_policy(self) -> AddressPolicy:
+        """Where pictures may be fetched from."""
+        return AddressPolicy.parse(self.fetch_allow)
+
+    @property
+    def picture_limit(self) -> int:
+        """Largest picture in bytes."""
+        return self.picture_limit_mb * 1_000_000
+
+    @property
+    def body_limit(self) -> int:
+        """Largest request body in bytes."""
+        return self.body_limit_mb * 1_000_000

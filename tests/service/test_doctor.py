@@ -1,0 +1,124 @@
+"""``edgefill doctor``: what it looks at, and what makes it fail."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from engine.errors import BundleError
+from engine.sessions.devices import Finding
+from service.cli import main
+from service.commands import doctor as doctor_module
+
+WORKS = Finding(name="cpu", ok=True, detail="ONNX Runtime 9.9 ran a kernel")
+
+
+@pytest.fixture(autouse=True)
+def _machine_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Opened:
+        family, precision = "sd1", "fp32"
+
+        def files(self) -> list[object]:
+            return []
+
+    monkeypatch.setattr("engine.sessions.devices.report", lambda: (WORKS,))
+    monkeypatch.setattr("engine.bundle.Bundle.open", lambda path: Opened())
+
+
+def checks(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, dict[str, object]]]:
+    code = main(["doctor", "--json"])
+    record = json.loads(capsys.readouterr().out)
+    assert record["ok"] == (code == 0)
+    return code, {check["name"]: check for check in record["checks"]}
+
+
+def test_a_machine_that_works(capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = checks(capsys)
+    assert code == 0
+    assert found["devices"]["detail"] == "working: cpu"
+    assert found["cpu"]["detail"] == WORKS.detail
+    wanted = {"python", "numpy", "opencv-python", "export", "default bundle", "data directory"}
+    assert wanted <= set(found)
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "ok      cpu: ONNX Runtime 9.9 ran a kernel" in out
+    assert out.endswith("Edgefill works on this machine.\n")
+
+
+def test_no_device(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = Finding(name="cpu", ok=False, detail="no runtime", hint="pip install 'edgefill[cpu]'")
+    monkeypatch.setattr("engine.sessions.devices.report", lambda: (broken,))
+    code, found = checks(capsys)
+    assert code == 1
+    assert not found["devices"]["ok"]
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "BROKEN  devices: no device works\n        hint: pip install 'edgefill[cpu]'" in out
+    assert out.endswith("Edgefill does not work yet.\n")
+
+
+def test_a_damaged_default_bundle(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(path: Path) -> None:
+        raise BundleError("unet.onnx: was changed")
+
+    monkeypatch.setattr("engine.bundle.Bundle.open", damaged)
+    code, found = checks(capsys)
+    assert code == 1
+    assert found["default bundle"]["detail"] == "unet.onnx: was changed"
+    assert found["default bundle"]["hint"]
+
+
+def test_a_missing_package(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = doctor_module.version_of
+    monkeypatch.setattr(
+        doctor_module, "version_of", lambda name: None if name in ("rich", "torch") else real(name)
+    )
+    code, found = checks(capsys)
+    assert code == 1
+    assert found["rich"] == {
+        "name": "rich",
+        "ok": False,
+        "required": True,
+        "detail": "is not installed",
+        "hint": "pip install rich",
+    }
+    assert "torch" in str(found["export"]["detail"])
+    assert not found["export"]["required"]
+
+
+def test_settings_and_data_directory(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("")
+    monkeypatch.setenv("EDGEFILL_DATA_DIR", str(in_the_way / "data"))
+    code, found = checks(capsys)
+    assert code == 1
+    assert not found["data directory"]["ok"]
+    monkeypatch.setenv("EDGEFILL_DATA_DIR", str(tmp_path / "new" / "data"))
+    monkeypatch.setenv("EDGEFILL_API_KEY", "misspelt")
+    code, found = checks(capsys)
+    assert code == 0
+    assert not found["settings"]["ok"]
+    assert not (tmp_path / "new").exists()
+    monkeypatch.setenv("EDGEFILL_WAIT_SECONDS", "soon")
+    assert checks(capsys)[0] == 1
+
+
+def test_a_probe_that_breaks_is_reported(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise RuntimeError("libfoo.so is missing")
+
+    monkeypatch.setattr("engine.sessions.devices.report", broken)
+    code, found = checks(capsys)
+    assert code == 1
+    assert found["devices"]["detail"] == "RuntimeError: libfoo.so is missing"
+    assert found["default bundle"]["ok"]

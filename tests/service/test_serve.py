@@ -1,0 +1,118 @@
+"""``edgefill serve``: where it binds, what it refuses, and how it stops."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+import engine
+from service.cli import main
+from service.commands.serve import is_loopback
+from tests.service.stub_engine import StubEngine
+
+ROOT = Path(__file__).parents[2]
+WITH_STUB = """
+import sys, engine
+from tests.service.stub_engine import StubEngine
+engine.Engine = StubEngine
+from service.cli import main
+sys.exit(main(["serve", "--port", "0"]))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _stub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "Engine", StubEngine)
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.1.2.3", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("", False),
+        ("192.168.1.5", False),
+        ("example.com", False),
+    ],
+)
+def test_loopback(host: str, loopback: bool) -> None:
+    assert is_loopback(host) == loopback
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.1.5"])
+def test_without_keys_only_loopback_is_served(
+    host: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "--host", host]) == 2
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: without API keys only loopback is served")
+    assert "EDGEFILL_API_KEYS" in hint
+
+
+def test_bad_settings(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEFILL_WAIT_SECONDS", "soon")
+    assert main(["serve"]) == 2
+    assert capsys.readouterr().err.startswith("error: EDGEFILL_WAIT_SECONDS: ")
+
+
+def test_addresses_that_cannot_be_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "--port", str(port)]) == 1
+        assert f"error: cannot listen on 127.0.0.1 port {port}: " in capsys.readouterr().err
+    assert main(["serve", "--port", "70000"]) == 2
+    assert "error: --port is 70000; must be between 0 and 65535" in capsys.readouterr().err
+
+
+def test_a_bundle_that_cannot_be_opened(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["serve", "--port", "0", "--bundle", str(tmp_path / "no")]) == 1
+    err = capsys.readouterr().err
+    assert "error: " in err
+    assert "is not a directory" in err
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_real_process_serves_and_stops(how: signal.Signals, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "EDGEFILL_API_KEY": "misspelt"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", WITH_STUB],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        log, url = "", None
+        deadline = time.monotonic() + 20
+        assert process.stderr is not None
+        while url is None and time.monotonic() < deadline:
+            log += process.stderr.readline()
+            url = re.search(r"serving: (http://127\.0\.0\.1:\d+) ", log)
+        assert url is not None, log
+        with httpx.Client(base_url=url.group(1), verify=False, timeout=20) as client:
+            while client.get("/readyz").status_code != 200:
+                time.sleep(0.05)
+            assert "server" not in client.get("/livez").headers
+        process.send_signal(how)
+        out, rest = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0, rest
+    assert out == ""
+    assert "unknown variable: EDGEFILL_API_KEY;" in log
+    assert "Traceback" not in log + rest
