@@ -19,27 +19,28 @@ class Batchable(Protocol):
         """Jobs with the same key may share a call."""
 
     @property
-    def row_count(self) -> int:
-        """Rows the job brings."""
+    def pixels(self) -> int:
+        """What the job adds to a call: its rows times the pixels of each."""
 
 
 Item = TypeVar("Item", bound=Batchable)
 
 
-def pick(waiting: Sequence[Item], *, max_rows: int) -> list[Item]:
+def pick(waiting: Sequence[Item], *, max_pixels: int) -> list[Item]:
     """Choose the jobs of the next UNet call.
 
     Args:
         waiting: Running jobs, the one that waited longest first.
-        max_rows: Rows one call may carry; a single job with more goes alone.
+        max_pixels: What one call may carry, which bounds its memory and how long it takes; a
+            single job with more goes alone.
     """
     chosen: list[Item] = []
-    rows = 0
+    pixels = 0
     for job in waiting:
         if chosen and job.shape_key != chosen[0].shape_key:
             continue
-        if chosen and rows + job.row_count > max_rows:
+        if chosen and pixels + job.pixels > max_pixels:
             continue
         chosen.append(job)
-        rows += job.row_count
+        pixels += job.pixels
     return chosen

@@ -19,7 +19,13 @@ from typing import Final
 
 from engine.batcher import pick
 from engine.bundle import Bundle
-from engine.errors import BundleError, EngineError, InputError, SessionError
+from engine.errors import (
+    BundleError,
+    EngineError,
+    InputError,
+    RequestCancelled,
+    SessionError,
+)
 from engine.job import Clock, Job, finish, prepare
 from engine.models import Models
 from engine.prompt import PromptEncoder
@@ -33,7 +39,13 @@ logger = logging.getLogger(__name__)
 DEFAULT_BUNDLE: Final = Path(__file__).parent / "default_bundle"
 """The small model that ships with Edgefill."""
 
-_MAX_ROWS: Final = 16
+MAX_BATCH_PIXELS: Final = 2 * 512 * 512
+"""What one UNet call carries unless told otherwise: one guided picture of 512x512, or eight of
+256x256. The largest attention grows with the square of a row's pixels, and on a CPU a larger
+batch gains no throughput."""
+
+MAX_RUNNING: Final = 32
+"""How many requests take part in the loop; further ones wait their turn."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -48,8 +60,8 @@ class _Running:
         return self.job.shape_key
 
     @property
-    def row_count(self) -> int:
-        return self.job.row_count
+    def pixels(self) -> int:
+        return self.job.pixels
 
 
 class Engine:
@@ -64,12 +76,12 @@ class Engine:
         device: Device,
         *,
         threads: int = 0,
-        max_rows: int = _MAX_ROWS,
+        max_batch_pixels: int = MAX_BATCH_PIXELS,
         background: bool = True,
     ) -> None:
         self.bundle: Final = bundle
         self.device: Final = device
-        self._max_rows = max_rows
+        self._max_batch_pixels = max_batch_pixels
         _check_scheduler(bundle)
         opener = partial(open_session, device, bundle.path, threads=threads)
         self._models = Models.open(bundle, opener)
@@ -91,7 +103,7 @@ class Engine:
         *,
         device: str = "auto",
         threads: int = 0,
-        max_rows: int = _MAX_ROWS,
+        max_batch_pixels: int = MAX_BATCH_PIXELS,
         background: bool = True,
     ) -> Engine:
         """Open a bundle.
@@ -100,7 +112,8 @@ class Engine:
             path: The bundle's folder; None opens the small model that ships with Edgefill.
             device: ``"auto"`` or a name of ``engine.sessions.devices.DEVICES``.
             threads: CPU threads of one network run; 0 takes one per physical core.
-            max_rows: Rows one UNet call may carry.
+            max_batch_pixels: Rows times pixels that one UNet call may carry; a single request
+                may exceed it.
             background: Run the loop in a thread of its own. Where False, the caller drives it
                 with ``step``.
 
@@ -110,7 +123,13 @@ class Engine:
         """
         chosen = select(device)
         bundle = Bundle.open(DEFAULT_BUNDLE if path is None else path)
-        engine = cls(bundle, chosen, threads=threads, max_rows=max_rows, background=background)
+        engine = cls(
+            bundle,
+            chosen,
+            threads=threads,
+            max_batch_pixels=max_batch_pixels,
+            background=background,
+        )
         logger.info("opened %s: %s", bundle.path, chosen.detail)
         return engine
 
@@ -136,13 +155,13 @@ class Engine:
         return ticket.result(timeout)
 
     def step(self) -> bool:
-        """Do one round: admit what was submitted, one UNet call, finish what is done.
+        """Do one round: admit one request, make one UNet call, finish what is done.
 
         Returns:
             Whether there is more to do.
         """
         self._admit()
-        batch = pick(self._running, max_rows=self._max_rows)
+        batch = pick(self._running, max_pixels=self._max_batch_pixels)
         if batch:
             for running in batch:
                 self._running.remove(running)
@@ -151,7 +170,7 @@ class Engine:
             return bool(self._running or self._submitted)
 
     def close(self) -> None:
-        """Stop after the round under way; what is not done by then fails."""
+        """Stop after the round under way; what is not done by then ends as cancelled."""
         with self._wake:
             if self._closing:
                 return
@@ -159,7 +178,7 @@ class Engine:
             self._wake.notify()
         if self._thread is not None:
             self._thread.join()
-        closed = EngineError("the engine was closed before the picture was done")
+        closed = RequestCancelled("the engine was closed before the picture was done")
         for ticket in [running.ticket for running in self._running]:
             ticket.settle(closed)
         for ticket, _ in self._submitted:
@@ -188,31 +207,33 @@ class Engine:
             self.step()
 
     def _admit(self) -> None:
-        """Prepare what was submitted, in order, and let it join."""
-        while True:
-            with self._wake:
-                if not self._submitted:
-                    return
-                ticket, clock = self._submitted.popleft()
-            if ticket.cancelled():
-                ticket.settle(Ticket.cancellation())
-                continue
-            try:
-                job = prepare(
-                    ticket.request,
-                    bundle=self.bundle,
-                    models=self._models,
-                    prompts=self._prompts,
-                    clock=clock,
-                )
-            except Exception as exc:
-                ticket.settle(_as_engine_error(exc))
-                continue
-            running = _Running(ticket=ticket, job=job)
-            if job.done:
-                self._finish(running)
-            else:
-                self._running.append(running)
+        """Prepare the next submitted request and let it join.
+
+        One a round, so that those already running are held up by no more than that.
+        """
+        with self._wake:
+            if not self._submitted or len(self._running) >= MAX_RUNNING:
+                return
+            ticket, clock = self._submitted.popleft()
+        if ticket.cancelled():
+            ticket.settle(Ticket.cancellation())
+            return
+        try:
+            job = prepare(
+                ticket.request,
+                bundle=self.bundle,
+                models=self._models,
+                prompts=self._prompts,
+                clock=clock,
+            )
+        except Exception as exc:
+            ticket.settle(_as_engine_error(exc))
+            return
+        running = _Running(ticket=ticket, job=job)
+        if job.done:
+            self._finish(running)
+        else:
+            self._running.append(running)
 
     def _run(self, batch: list[_Running]) -> None:
         """One UNet call for a batch, one scheduler step for each of its jobs."""
@@ -228,7 +249,7 @@ class Engine:
             seconds = time.perf_counter() - begin
             first = 0
             for running in alive:
-                last = first + running.row_count
+                last = first + running.job.row_count
                 running.job.advance(noise_pred[first:last])
                 running.job.clock.add("unet", seconds)
                 first = last

@@ -121,6 +121,11 @@ class Job:
         return len(self.generators) * len(self.embeddings)
 
     @property
+    def pixels(self) -> int:
+        """What this job adds to a UNet call: its rows times the pixels of each."""
+        return self.row_count * self.geometry.padded_width * self.geometry.padded_height
+
+    @property
     def shape_key(self) -> tuple[int, ...]:
         """Jobs with the same key may share a UNet call."""
         return (*self.geometry.latent_shape, *self.embeddings[0].shape)

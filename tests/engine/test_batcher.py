@@ -11,7 +11,7 @@ from engine.batcher import pick
 class Fake:
     name: str
     shape_key: str = "64"
-    row_count: int = 1
+    pixels: int = 1
 
 
 def names(jobs: list[Fake]) -> str:
@@ -19,25 +19,25 @@ def names(jobs: list[Fake]) -> str:
 
 
 def test_all_of_one_shape_go_together() -> None:
-    assert names(pick([Fake("a"), Fake("b"), Fake("c")], max_rows=8)) == "abc"
+    assert names(pick([Fake("a"), Fake("b"), Fake("c")], max_pixels=8)) == "abc"
 
 
 def test_the_longest_waiting_shape_goes_first() -> None:
     waiting = [Fake("a", "32"), Fake("b", "64"), Fake("c", "32")]
-    assert names(pick(waiting, max_rows=8)) == "ac"
+    assert names(pick(waiting, max_pixels=8)) == "ac"
 
 
-def test_rows_are_limited_and_smaller_jobs_fill_the_gap() -> None:
-    waiting = [Fake("a", row_count=3), Fake("b", row_count=2), Fake("c", row_count=1)]
-    assert names(pick(waiting, max_rows=4)) == "ac"
+def test_a_call_is_limited_and_smaller_jobs_fill_the_gap() -> None:
+    waiting = [Fake("a", pixels=3), Fake("b", pixels=2), Fake("c", pixels=1)]
+    assert names(pick(waiting, max_pixels=4)) == "ac"
 
 
 def test_a_job_larger_than_a_call_goes_alone() -> None:
-    assert names(pick([Fake("a", row_count=9), Fake("b")], max_rows=4)) == "a"
+    assert names(pick([Fake("a", pixels=9), Fake("b")], max_pixels=4)) == "a"
 
 
 def test_nothing_waits() -> None:
-    assert pick([], max_rows=4) == []
+    assert pick([], max_pixels=4) == []
 
 
 def test_nobody_starves() -> None:
@@ -45,7 +45,7 @@ def test_nobody_starves() -> None:
     queue = [Fake(name, shape) for name, shape in zip("abcdef", "112213", strict=True)]
     served = dict.fromkeys("abcdef", 0)
     for _ in range(300):
-        chosen = pick(queue, max_rows=2)
+        chosen = pick(queue, max_pixels=2)
         for job in chosen:
             served[job.name] += 1
             queue.remove(job)

@@ -310,7 +310,7 @@ def test_a_closed_engine(bundle_path: Path, ask: Any) -> None:
     engine.close()
     engine.close()
     for ticket in (pending, running):
-        with pytest.raises(EngineError, match="closed"):
+        with pytest.raises(RequestCancelled, match="closed"):
             ticket.result(timeout=1)
     with pytest.raises(EngineError, match="closed"):
         engine.submit(ask())
