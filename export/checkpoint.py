@@ -1,0 +1,221 @@
+"""A diffusers folder: found, read, and refused by name where Edgefill cannot export it.
+
+Weights are read from ``.safetensors`` only. Pickled weights (``.bin``, ``.ckpt``, ``.pt``) can run
+code when they are opened, so they are refused rather than read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from engine.bundle import VAE_SCALE_FACTOR, FileRecord
+from export.errors import ExportError
+
+PIPELINES: Final = (
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+)
+WEIGHT_STEMS: Final = {
+    "text_encoder": "model",
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+}
+"""Folder of each network, and how its weight files are called before ``.safetensors``."""
+
+_PICKLES: Final = (".bin", ".ckpt", ".pt", ".pth")
+_UNET_NEEDS_NONE: Final = (
+    "time_cond_proj_dim",
+    "class_embed_type",
+    "num_class_embeds",
+    "encoder_hid_dim_type",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A folder whose networks Edgefill can export.
+
+    Attributes:
+        folder: The diffusers folder on this machine.
+        source: What the caller named: a hub name, or the folder's own name.
+        revision: The commit on the hub, None for a folder.
+        pipeline: The ``_class_name`` of ``model_index.json``.
+        variant: ``"fp16"`` where only ``*.fp16.safetensors`` files exist, else None.
+        text_encoder: Configuration of the text encoder, as its ``config.json`` has it.
+        unet: Configuration of the UNet.
+        vae: Configuration of the autoencoder.
+        scheduler: ``scheduler_config.json``, with its ``_class_name``.
+    """
+
+    folder: Path
+    source: str
+    revision: str | None
+    pipeline: str
+    variant: Mapping[str, str | None]
+    text_encoder: Mapping[str, Any]
+    unet: Mapping[str, Any]
+    vae: Mapping[str, Any]
+    scheduler: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path, *, source: str = "", revision: str | None = None) -> Checkpoint:
+        """Read and check a diffusers folder; no weights are loaded.
+
+        Raises:
+            ExportError: With what was found and what is supported.
+        """
+        index = read_json(folder / "model_index.json")
+        pipeline = str(index.get("_class_name"))
+        if pipeline not in PIPELINES:
+            raise ExportError(
+                f"{folder}: is a {pipeline}; supported pipelines: {', '.join(PIPELINES)}"
+            )
+        _check_class(folder, index, "text_encoder", "CLIPTextModel")
+        _check_class(folder, index, "unet", "UNet2DConditionModel")
+        _check_class(folder, index, "vae", "AutoencoderKL", "AutoencoderTiny")
+        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+        scheduler.setdefault("_class_name", (index.get("scheduler") or ["", ""])[1])
+        checkpoint = cls(
+            folder=folder,
+            source=source or folder.resolve().name,
+            revision=revision,
+            pipeline=pipeline,
+            variant={name: _variant(folder, name) for name in WEIGHT_STEMS},
+            text_encoder=read_json(folder / "text_encoder" / "config.json"),
+            unet=read_json(folder / "unet" / "config.json"),
+            vae=read_json(folder / "vae" / "config.json"),
+            scheduler=scheduler,
+        )
+        checkpoint._check_unet()
+        checkpoint._check_vae()
+        checkpoint._check_text_encoder()
+        return checkpoint
+
+    @property
+    def vae_class(self) -> str:
+        """``"AutoencoderKL"`` or ``"AutoencoderTiny"``."""
+        return str(self.vae["_class_name"])
+
+    def weights(self) -> list[Path]:
+        """The weight files that are read, in a stable order."""
+        return [file for name in WEIGHT_STEMS for file in _weights(self.folder, name)]
+
+    def digest(self) -> str:
+        """SHA-256 over the names and SHA-256 sums of the weight files that are read."""
+        total = hashlib.sha256()
+        for file in self.weights():
+            name = file.relative_to(self.folder).as_posix()
+            total.update(f"{name} {FileRecord.of(file).sha256}\n".encode())
+        return total.hexdigest()
+
+    def _check_unet(self) -> None:
+        where, unet = self.folder / "unet" / "config.json", self.unet
+        channels, latents = unet.get("in_channels", 4), self.vae.get("latent_channels", 4)
+        if channels not in (latents, 2 * latents + 1):
+            raise ExportError(
+                f"{where}: in_channels is {channels}; with {latents} latent channels "
+                f"{latents} (plain) and {2 * latents + 1} (inpainting) are supported"
+            )
+        if unet.get("out_channels", 4) != latents:
+            raise ExportError(
+                f"{where}: out_channels is {unet.get('out_channels')}; the VAE has {latents}"
+            )
+        for key in _UNET_NEEDS_NONE:
+            if unet.get(key) is not None:
+                raise ExportError(f"{where}: {key} is {unet[key]!r}; only null is supported")
+        if unet.get("addition_embed_type") not in (None, "text"):
+            raise ExportError(
+                f"{where}: addition_embed_type is {unet['addition_embed_type']!r}; "
+                "supported: null and 'text'"
+            )
+        if not isinstance(unet.get("cross_attention_dim", 1280), int):
+            raise ExportError(
+                f"{where}: cross_attention_dim is {unet['cross_attention_dim']!r}; "
+                "one width for all levels is supported"
+            )
+
+    def _check_vae(self) -> None:
+        where, vae = self.folder / "vae" / "config.json", self.vae
+        if vae.get("_class_name") not in ("AutoencoderKL", "AutoencoderTiny"):
+            raise ExportError(
+                f"{where}: _class_name is {vae.get('_class_name')!r}; "
+                "supported: AutoencoderKL, AutoencoderTiny"
+            )
+        key = "block_out_channels" if self.vae_class == "AutoencoderKL" else "num_encoder_blocks"
+        default = (64,) if self.vae_class == "AutoencoderKL" else (1, 3, 3, 3)
+        factor = 2 ** (len(vae.get(key, default)) - 1)
+        if factor != VAE_SCALE_FACTOR:
+            raise ExportError(
+                f"{where}: one latent cell covers {factor} pixels; {VAE_SCALE_FACTOR} is supported"
+            )
+
+    def _check_text_encoder(self) -> None:
+        where = self.folder / "text_encoder" / "config.json"
+        kind = self.text_encoder.get("model_type", "clip_text_model")
+        if kind != "clip_text_model":
+            raise ExportError(f"{where}: model_type is {kind!r}; supported: clip_text_model")
+        if self.text_encoder.get("use_attention_mask"):
+            raise ExportError(f"{where}: use_attention_mask is true; only false is supported")
+        width, wanted = self.text_encoder.get("hidden_size"), self.unet.get("cross_attention_dim")
+        if width != wanted:
+            raise ExportError(
+                f"{where}: hidden_size is {width}, but the UNet's cross_attention_dim is {wanted}"
+            )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a checkpoint."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError as exc:
+        raise ExportError(
+            f"{path}: is missing; a diffusers folder (model_index.json, unet/, vae/, "
+            "text_encoder/, tokenizer/, scheduler/) or a name on the hub is needed"
+        ) from exc
+    except (OSError, ValueError) as exc:
+        raise ExportError(f"{path}: cannot be read as JSON: {exc}") from exc
+    if not isinstance(value, dict):
+        raise ExportError(f"{path}: holds {type(value).__name__}; expected an object")
+    return value
+
+
+def _check_class(folder: Path, index: Mapping[str, Any], name: str, *allowed: str) -> None:
+    entry = index.get(name)
+    found = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
+    if found not in allowed:
+        raise ExportError(
+            f"{folder / 'model_index.json'}: {name} is {found!r}; supported: {', '.join(allowed)}"
+        )
+
+
+def _weights(folder: Path, name: str) -> list[Path]:
+    """The weight files of one network: the plain ones, else the fp16 variant's."""
+    stem = WEIGHT_STEMS[name]
+    for suffix in ("", ".fp16"):
+        whole = folder / name / f"{stem}{suffix}.safetensors"
+        shards = sorted((folder / name).glob(f"{stem}{suffix}-?????-of-?????.safetensors"))
+        # transformers puts the variant before the shard's number, older diffusers behind it.
+        shards += sorted(
+            (folder / name).glob(f"{stem}-?????-of-?????{suffix or '.none'}.safetensors")
+        )
+        if whole.is_file() or shards:
+            return [whole] if whole.is_file() else shards
+    pickled = [file for file in sorted((folder / name).glob("*")) if file.suffix in _PICKLES]
+    if pickled:
+        raise ExportError(
+            f"{pickled[0]}: is a pickle, which can run code when it is opened; "
+            "only .safetensors weights are read, convert it first"
+        )
+    raise ExportError(
+        f"{folder / name}: holds no weights; expected {stem}.safetensors or {stem}.fp16.safetensors"
+    )
+
+
+def _variant(folder: Path, name: str) -> str | None:
+    return "fp16" if ".fp16" in _weights(folder, name)[0].name else None

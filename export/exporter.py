@@ -1,0 +1,247 @@
+"""``export_checkpoint``: from a checkpoint to a bundle, one network after another.
+
+Each network is loaded, traced, stored, compared with its original in ONNX Runtime and freed before
+the next is touched, so that the peak is that of the largest. ``bundle.json`` is written last.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
+
+from engine.bundle import COMPONENTS, Bundle, Component, FileRecord, Latents
+from export import defaults as chosen
+from export import licence as licences
+from export.checkpoint import Checkpoint
+from export.errors import ExportError
+from export.hub import fetch, is_hub_name
+from export.output import require_free, staged
+from export.quiet import quiet
+
+if TYPE_CHECKING:
+    from export.networks import Network
+
+Progress = Callable[[str, int, int], None]
+"""Called before each stage with its name, its index and the number of stages; then "done"."""
+
+TARGETS: Final = ("cpu",)
+PRECISIONS: Final = ("fp32",)
+
+_STAGES: Final = 4 + 2 * len(COMPONENTS)
+_LIBRARIES: Final = ("torch", "diffusers", "transformers", "optimum-onnx", "onnx", "onnxruntime")
+
+
+def export_checkpoint(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    target: str = "cpu",
+    precision: str = "fp32",
+    revision: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    size: int | None = None,
+    max_size: int | None = None,
+    scheduler: str | None = None,
+    licence: Mapping[str, Any] | None = None,
+    documents: Sequence[str | os.PathLike[str]] = (),
+) -> Bundle:
+    """Export a diffusers checkpoint as a model bundle.
+
+    Args:
+        source: A diffusers folder, or a name on the hub such as ``"owner/model"``.
+        output: The folder that becomes the bundle.
+        target: What the bundle is for; ``"cpu"``.
+        precision: What is computed in; ``"fp32"``. Weights that fp16 holds exactly are stored in
+            fp16 all the same.
+        revision: Branch, tag or commit on the hub.
+        overwrite: Replace a bundle that lies at ``output``.
+        progress: Told of each stage.
+        num_inference_steps: Default steps; the scheduler's usual ones where None.
+        guidance_scale: Default guidance; the scheduler's usual one where None.
+        size: Native side in pixels; the UNet's ``sample_size`` where None.
+        max_size: Longest side that is still good; 1.5 times ``size`` where None.
+        scheduler: Default scheduler; the checkpoint's where None.
+        licence: The licence entry, with ``id``; the checkpoint's where None.
+        documents: Texts to put into the bundle; the checkpoint's licence texts where empty.
+
+    Returns:
+        The bundle, opened and verified.
+
+    Raises:
+        ExportError: When the checkpoint is not supported, or the output may not be written.
+        ParityError: When a converted network does not compute what the original does.
+    """
+    _require("target", target, TARGETS)
+    _require("precision", precision, PRECISIONS)
+    output = Path(output)
+    require_free(output, overwrite=overwrite)
+    stages = _Stages(progress)
+    stages.next("checkpoint")
+    checkpoint = find_checkpoint(source, revision=revision)
+    config = chosen.scheduler_config(checkpoint)
+    with staged(output, overwrite=overwrite) as folder:
+        networks, tokenizer = _libraries()
+        values = chosen.defaults(
+            config,
+            networks.native_size(checkpoint),
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            size=size,
+            max_size=max_size,
+            scheduler=scheduler,
+        )
+        stages.next("tokenizer")
+        tokens = tokenizer.write_tokenizer(checkpoint, folder / "tokenizer.json")
+        components = {}
+        for name, build in networks.builders(checkpoint, tokens=tokens).items():
+            components[name] = _export_network(name, build, folder, stages)
+            gc.collect()
+        stages.next("preview")
+        latents = _latents(checkpoint, folder / components["vae_encoder"].model.file)
+        stages.next("bundle")
+        texts = [Path(name) for name in documents] or licences.texts(checkpoint.folder)
+        Bundle(
+            path=folder,
+            family=chosen.family(checkpoint),
+            target=target,
+            precision=precision,
+            components=components,
+            tokenizer=FileRecord.of(folder / "tokenizer.json"),
+            latents=latents,
+            scheduler=config,
+            defaults=values,
+            provenance=_provenance(checkpoint),
+            licence=licences.read_licence(checkpoint.folder, licence),
+            documents=licences.copy_documents(texts, folder),
+        ).write()
+    bundle = Bundle.open(output)
+    stages.done()
+    return bundle
+
+
+def find_checkpoint(source: str | os.PathLike[str], *, revision: str | None = None) -> Checkpoint:
+    """Open a folder, or fetch a name from the hub and open that.
+
+    Raises:
+        ExportError: When it is neither, or not a checkpoint that can be exported.
+    """
+    name = os.fspath(source)
+    path = Path(name)
+    if path.is_dir():
+        if revision is not None:
+            raise ExportError(f"{name}: is a folder here; a revision belongs to a name on the hub")
+        return Checkpoint.open(path)
+    if path.exists():
+        raise ExportError(f"{name}: is a single file; a diffusers folder is needed")
+    if isinstance(source, Path) or not is_hub_name(name):
+        raise ExportError(f"{name}: does not exist, and is no name on the hub (owner/model)")
+    folder, commit = fetch(name, revision=revision)
+    return Checkpoint.open(folder, source=name, revision=commit)
+
+
+def _libraries() -> tuple[ModuleType, ModuleType]:
+    """The modules that need torch and its company, imported here and not before."""
+    try:
+        with quiet("diffusers.utils.import_utils"):
+            from export import networks, tokenizer
+    except ImportError as exc:
+        raise ExportError(
+            f"exporting needs {exc.name}; install the extra: pip install 'edgefill[export]'"
+        ) from exc
+    return networks, tokenizer
+
+
+class _Stages:
+    """Counts the stages for the caller's progress display."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress, self._index = progress, 0
+
+    def next(self, name: str) -> None:
+        if self._progress is not None:
+            self._progress(name, self._index, _STAGES)
+        self._index += 1
+
+    def done(self) -> None:
+        if self._progress is not None:
+            self._progress("done", _STAGES, _STAGES)
+
+
+def _export_network(
+    name: str, build: Callable[[], Network], folder: Path, stages: _Stages
+) -> Component:
+    """Load, trace, store and check one network; it is freed on return."""
+    from export import graph, onnx_configs, parity
+
+    stages.next(f"{name}: convert")
+    network = build()
+    work = folder / "work"
+    work.mkdir()
+    traced, model = work / f"{name}.onnx", folder / f"{name}.onnx"
+    try:
+        onnx_configs.convert(network.module, network.config, traced)
+        data = graph.finish(traced, model, takes=network.config.takes, gives=network.config.gives)
+    except (RuntimeError, ValueError, TypeError, AttributeError, OSError) as exc:
+        raise ExportError(f"{name}: cannot be converted: {exc}") from exc
+    shutil.rmtree(work)
+    stages.next(f"{name}: check")
+    return Component(
+        model=FileRecord.of(model),
+        data=None if data is None else FileRecord.of(data),
+        inputs=network.config.takes,
+        outputs=network.config.gives,
+        parity=parity.check(network, model),
+    )
+
+
+def _latents(checkpoint: Checkpoint, vae_encoder: Path) -> Latents:
+    import onnxruntime
+
+    from export.preview import fit_rgb_factors
+
+    session = onnxruntime.InferenceSession(vae_encoder, providers=["CPUExecutionProvider"])
+    channels = int(checkpoint.vae.get("latent_channels", 4))
+    usual = 0.18215 if checkpoint.vae_class == "AutoencoderKL" else 1.0
+    scaling = float(checkpoint.vae.get("scaling_factor") or usual)
+    factors = fit_rgb_factors(
+        lambda image: session.run(None, {"image": image})[0],
+        channels=channels,
+        scaling_factor=scaling,
+    )
+    # The shift factor stays 0: these pipelines have none, whatever the VAE's configuration says.
+    return Latents(channels=channels, scaling_factor=scaling, rgb_factors=factors)
+
+
+def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
+    from export.onnx_configs import OPSET
+
+    return {
+        "source": checkpoint.source,
+        "revision": checkpoint.revision,
+        "pipeline": checkpoint.pipeline,
+        "weights_sha256": checkpoint.digest(),
+        "exporter": f"edgefill {_version('edgefill')}",
+        "libraries": {name: _version(name) for name in _LIBRARIES},
+        "opset": OPSET,
+    }
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _require(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ExportError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")

@@ -1,0 +1,205 @@
+"""The four networks of a checkpoint, each ready to be traced and checked, loaded one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from export.checkpoint import Checkpoint
+from export.errors import ExportError
+from export.onnx_configs import (
+    ComponentOnnxConfig,
+    TextEncoderOnnxConfig,
+    UnetOnnxConfig,
+    VaeDecoderOnnxConfig,
+    VaeEncoderOnnxConfig,
+)
+from export.quiet import quiet
+from export.wrappers import TextEncoder, Unet, VaeDecoder, VaeEncoder
+
+Inputs = dict[str, NDArray[Any]]
+
+_PLANES: Final = ((1, 8, 8), (3, 9, 13), (2, 24, 16))
+"""(batch, h, w) of the latents that the gate compares at; 9x13 divides by nothing."""
+
+_TRAINING_STEPS: Final = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """One network of a checkpoint.
+
+    Attributes:
+        name: The component of the bundle.
+        module: What is traced.
+        config: How it is traced; holds the tensors' names and shapes.
+        reference: The original, called with the inputs as keywords.
+        cases: Inputs that the parity gate compares on.
+    """
+
+    name: str
+    module: nn.Module
+    config: ComponentOnnxConfig
+    reference: Callable[..., Tensor]
+    cases: tuple[Inputs, ...]
+
+
+def builders(checkpoint: Checkpoint, *, tokens: int) -> dict[str, Callable[[], Network]]:
+    """How each component is loaded, in the order in which they are exported."""
+    return {
+        "text_encoder": lambda: text_encoder(checkpoint, tokens=tokens),
+        "unet": lambda: unet(checkpoint),
+        "vae_encoder": lambda: vae_encoder(checkpoint),
+        "vae_decoder": lambda: vae_decoder(checkpoint),
+    }
+
+
+def text_encoder(checkpoint: Checkpoint, *, tokens: int) -> Network:
+    """The CLIP text encoder with ``tokens`` positions."""
+    from transformers import CLIPTextModel
+
+    positions = checkpoint.text_encoder.get("max_position_embeddings", 77)
+    if tokens > positions:
+        raise ExportError(
+            f"{checkpoint.folder / 'tokenizer'}: model_max_length is {tokens}, but the text "
+            f"encoder has {positions} positions"
+        )
+    model = _load(
+        checkpoint,
+        "text_encoder",
+        CLIPTextModel,
+        # The plain rendering of attention: the others decide by shapes at run time.
+        attn_implementation="eager",
+        # transformers 5 writes the same weights without this prefix.
+        key_mapping={r"^(?!text_model\.)": "text_model."},
+    )
+    random = np.random.default_rng(0)
+    vocabulary = model.config.vocab_size
+    return Network(
+        name="text_encoder",
+        module=TextEncoder(model, tokens),
+        config=TextEncoderOnnxConfig(model.config, tokens=tokens),
+        reference=lambda input_ids: model(input_ids=input_ids).last_hidden_state,
+        cases=tuple(
+            {"input_ids": random.integers(0, vocabulary, (batch, tokens))} for batch in (1, 3)
+        ),
+    )
+
+
+def unet(checkpoint: Checkpoint) -> Network:
+    """The UNet; checked with every row at another timestep, whole and fractional."""
+    from diffusers import UNet2DConditionModel
+
+    model = _load(checkpoint, "unet", UNet2DConditionModel)
+    random = np.random.default_rng(1)
+
+    def case(batch: int, height: int, width: int) -> Inputs:
+        times = random.uniform(0, _TRAINING_STEPS - 1, batch)
+        times[::2] = times[::2].round()
+        tokens = int(random.integers(2, 78))
+        return {
+            "sample": _normal(random, batch, model.config.in_channels, height, width),
+            "timestep": times.astype(np.float32),
+            "encoder_hidden_states": _normal(
+                random, batch, tokens, model.config.cross_attention_dim
+            ),
+        }
+
+    native = min(native_size(checkpoint) // 8, 64)
+    return Network(
+        name="unet",
+        module=Unet(model),
+        config=UnetOnnxConfig(model.config),
+        reference=lambda **inputs: model(**inputs).sample,
+        cases=tuple(case(*plane) for plane in (*_PLANES, (1, native, native))),
+    )
+
+
+def vae_encoder(checkpoint: Checkpoint) -> Network:
+    """The encoding half of the autoencoder."""
+    model = _vae(checkpoint)
+    gaussian = checkpoint.vae_class == "AutoencoderKL"
+    random = np.random.default_rng(2)
+
+    def reference(image: Tensor) -> Tensor:
+        encoded = model.encode(image)
+        return encoded.latent_dist.parameters if gaussian else encoded.latents
+
+    return Network(
+        name="vae_encoder",
+        module=VaeEncoder(model),
+        config=VaeEncoderOnnxConfig(model.config, gaussian=gaussian),
+        reference=reference,
+        cases=tuple(
+            {"image": np.tanh(_normal(random, batch, 3, 8 * height, 8 * width))}
+            for batch, height, width in _PLANES
+        ),
+    )
+
+
+def vae_decoder(checkpoint: Checkpoint) -> Network:
+    """The decoding half of the autoencoder."""
+    model = _vae(checkpoint)
+    random = np.random.default_rng(3)
+    channels, factor = model.config.latent_channels, np.float32(model.config.scaling_factor)
+    return Network(
+        name="vae_decoder",
+        module=VaeDecoder(model),
+        config=VaeDecoderOnnxConfig(model.config),
+        reference=lambda latents: model.decode(latents).sample,
+        cases=tuple(
+            {"latents": _normal(random, batch, channels, height, width) / factor}
+            for batch, height, width in _PLANES
+        ),
+    )
+
+
+def native_size(checkpoint: Checkpoint) -> int:
+    """Side in pixels at which the UNet was trained, from its ``sample_size``."""
+    size = checkpoint.unet.get("sample_size") or 64
+    return 8 * int(min(size) if isinstance(size, list | tuple) else size)
+
+
+def _vae(checkpoint: Checkpoint) -> Any:
+    import diffusers
+
+    return _load(checkpoint, "vae", getattr(diffusers, checkpoint.vae_class))
+
+
+def _load(checkpoint: Checkpoint, name: str, kind: Any, **settings: Any) -> Any:
+    """A network in fp32, from the safetensors files of the folder and nothing else.
+
+    Both libraries give weights that they do not find random values, and say so in a log line.
+    """
+    folder = checkpoint.folder / name
+    try:
+        with quiet("diffusers", "transformers"):
+            model, found = kind.from_pretrained(
+                folder,
+                variant=checkpoint.variant[name],
+                use_safetensors=True,
+                local_files_only=True,
+                torch_dtype=torch.float32,
+                low_cpu_mem_usage=False,
+                output_loading_info=True,
+                **settings,
+            )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as exc:
+        raise ExportError(f"{folder}: cannot be loaded: {exc}") from exc
+    missing = sorted(found["missing_keys"]) + [str(key) for key in found["mismatched_keys"]]
+    if missing:
+        raise ExportError(
+            f"{folder}: {len(missing)} of the weights that {kind.__name__} needs are missing or "
+            f"have another shape, first {missing[0]}"
+        )
+    return model.eval().requires_grad_(False)
+
+
+def _normal(random: np.random.Generator, *shape: int) -> NDArray[np.float32]:
+    return random.standard_normal(shape, dtype=np.float32)

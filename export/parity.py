@@ -1,0 +1,82 @@
+"""The gate: a converted network goes into a bundle only when it computes what the original does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.bundle import Parity
+from export.errors import ParityError
+from export.networks import Network
+
+MAX_ABS_ERROR: Final = 1e-3
+"""fp32 against fp32: sums in another order, up to some 1e-5 per unit in a network of 860 M."""
+
+MIN_PSNR_DB: Final = 60.0
+"""A thousandth of the largest value; good conversions stand above 100 dB."""
+
+_PSNR_OF_EQUALS: Final = 200.0
+
+
+def compare(reference: npt.NDArray[Any], found: npt.NDArray[Any]) -> Parity:
+    """The figures of one output: 20 log10(max|reference| / rmse), and the largest difference."""
+    difference = found.astype(np.float64) - reference.astype(np.float64)
+    rmse = float(np.sqrt(np.mean(difference**2)))
+    peak = float(np.abs(reference).max())
+    if rmse == 0.0:
+        psnr = _PSNR_OF_EQUALS
+    elif peak == 0.0:
+        psnr = -_PSNR_OF_EQUALS
+    else:
+        psnr = min(float(20 * np.log10(peak / rmse)), _PSNR_OF_EQUALS)
+    return Parity(psnr_db=psnr, max_abs_error=float(np.abs(difference).max()))
+
+
+def check(network: Network, model: Path) -> Parity:
+    """Compare a model file in ONNX Runtime with the network it was made from.
+
+    Returns:
+        The worst figures of all cases.
+
+    Raises:
+        ParityError: Where they are beyond the limits, or not numbers.
+    """
+    import onnxruntime
+    import torch
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    figures = []
+    for inputs in network.cases:
+        with torch.no_grad():
+            tensors = {name: torch.from_numpy(values) for name, values in inputs.items()}
+            reference = network.reference(**tensors).numpy()
+        try:
+            (found,) = session.run(None, inputs)
+        except Exception as exc:  # the runtime's errors have no other common base
+            shapes = {name: values.shape for name, values in inputs.items()}
+            raise ParityError(f"{network.name}: does not run with {shapes}: {exc}") from exc
+        if found.shape != reference.shape:
+            raise ParityError(
+                f"{network.name}: gives shape {found.shape}; the original gives {reference.shape}"
+            )
+        figures.append(compare(reference, found))
+    return require(network.name, figures)
+
+
+def require(name: str, figures: Sequence[Parity]) -> Parity:
+    """The worst of the figures, which must be within the limits."""
+    # min and max pass over a nan, the comparison below must not.
+    psnr = float(np.min([parity.psnr_db for parity in figures]))
+    error = float(np.max([parity.max_abs_error for parity in figures]))
+    if not (psnr >= MIN_PSNR_DB and error <= MAX_ABS_ERROR):
+        raise ParityError(
+            f"{name}: differs from the checkpoint by up to {error:.2g} (limit {MAX_ABS_ERROR:g}), "
+            f"PSNR {psnr:.1f} dB (limit {MIN_PSNR_DB:g} dB); nothing was written"
+        )
+    return Parity(psnr_db=round(psnr, 2), max_abs_error=error)

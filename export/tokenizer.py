@@ -1,0 +1,76 @@
+"""``tokenizer.json``: the checkpoint's CLIP tokenizer as one file that needs no transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from export.checkpoint import Checkpoint
+from export.errors import ExportError
+
+HARD_STRINGS: Final = (
+    "",
+    " ",
+    "a red apple",
+    "A RED APPLE, (masterpiece:1.2), 8k!!!",
+    "  many \t spaces\n and\r\nlines  ",
+    "it's the dog's; they're, we've, I'm, you'll, he'd",
+    "naïve café, Ångström, cafe\u0301, Straße, İstanbul",
+    "日本語の猫 and 한국어 кошка ἀρχή 你好",
+    "emoji 🍎🐈‍⬛👩🏽‍🚀 ½ ² № ﬁ",
+    "1234567890 3.14 -- __ ... @#$%^&*",
+    "<|endoftext|> in the middle <|startoftext|>",
+    "<html>&amp; \u200b zero width \ufeff",
+    "word " * 200,
+    "antidisestablishmentarianism" * 12,
+)
+
+
+def write_tokenizer(checkpoint: Checkpoint, path: Path) -> int:
+    """Write the tokenizer with truncation and padding to its full length built in.
+
+    Returns:
+        The number of tokens L that it gives for any text.
+
+    Raises:
+        ExportError: Where it cannot be read, or would not give what transformers gives.
+    """
+    from tokenizers import Tokenizer
+    from transformers import CLIPTokenizerFast
+
+    folder = checkpoint.folder / "tokenizer"
+    try:
+        original = CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except Exception as exc:  # the tokenizers library raises plain Exception
+        raise ExportError(f"{folder}: the CLIP tokenizer cannot be read: {exc}") from exc
+    length = _length(original, checkpoint)
+    tokenizer = Tokenizer.from_str(original.backend_tokenizer.to_str())
+    tokenizer.enable_truncation(max_length=length)
+    tokenizer.enable_padding(
+        length=length, pad_id=original.pad_token_id, pad_token=str(original.pad_token)
+    )
+    tokenizer.save(str(path))
+    _compare(Tokenizer.from_file(str(path)), original, length, checkpoint)
+    return length
+
+
+def _length(original: Any, checkpoint: Checkpoint) -> int:
+    """The tokenizer's length; transformers says 1e30 where its configuration names none."""
+    positions = int(checkpoint.text_encoder.get("max_position_embeddings", 77))
+    return positions if original.model_max_length > 1_000_000 else int(original.model_max_length)
+
+
+def _compare(found: Any, original: Any, length: int, checkpoint: Checkpoint) -> None:
+    folder, rows = checkpoint.folder / "tokenizer", checkpoint.text_encoder.get("vocab_size")
+    for text in HARD_STRINGS:
+        expected = original(
+            text, padding="max_length", max_length=length, truncation=True
+        ).input_ids
+        ids = found.encode(text).ids
+        if ids != expected:
+            raise ExportError(
+                f"{folder}: the exported tokenizer gives {ids} for {text!r}; "
+                f"transformers gives {expected}"
+            )
+        if rows is not None and max(ids) >= rows:
+            raise ExportError(f"{folder}: gives token {max(ids)}; the text encoder has {rows}")

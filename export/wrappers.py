@@ -1,0 +1,165 @@
+"""The networks as the engine calls them: torch modules with plain tensors in and one tensor out.
+
+Each wraps an unchanged module of diffusers or transformers. What has to be said differently for the
+tracer (attention, the time embedding) is put in place by a patcher of ``export.onnx_configs`` while
+the graph is traced, and taken away again, so that the parity gate compares with the originals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from torch import Tensor, nn
+
+
+class TextEncoder(nn.Module):
+    """``input_ids`` (B, L) int64 -> ``last_hidden_state`` (B, L, D), L fixed.
+
+    The causal mask and the positions are constants, so that no mask arithmetic enters the graph.
+    """
+
+    def __init__(self, model: Any, tokens: int) -> None:
+        super().__init__()
+        self.config = model.config
+        self.text_model = model.text_model
+        blocked = torch.full((tokens, tokens), torch.finfo(torch.float32).min)
+        self.register_buffer("mask", blocked.triu(1)[None, None], persistent=False)
+        self.register_buffer("positions", torch.arange(tokens)[None], persistent=False)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        text = self.text_model
+        hidden = text.embeddings(input_ids=input_ids, position_ids=self.positions)
+        for layer in text.encoder.layers:
+            hidden = layer(hidden, attention_mask=None, causal_attention_mask=self.mask)[0]
+        return text.final_layer_norm(hidden)
+
+
+class Unet(nn.Module):
+    """``sample`` (B, C, h, w), ``timestep`` (B,), text (B, T, D) -> ``noise_pred`` (B, 4, h, w)."""
+
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
+        self.config = unet.config
+        self.unet = unet
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        return self.unet(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+
+
+class VaeEncoder(nn.Module):
+    """``image`` (B, 3, H, W) in [-1, 1] -> moments (B, 8, h, w), or latents of an AutoencoderTiny.
+
+    Neither is scaled, clamped or sampled: that is the engine's.
+    """
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.config = vae.config
+        self.encoder = vae.encoder
+        self.quant_conv = getattr(vae, "quant_conv", None)
+
+    def forward(self, image: Tensor) -> Tensor:
+        hidden = self.encoder(image)
+        return hidden if self.quant_conv is None else self.quant_conv(hidden)
+
+
+class VaeDecoder(nn.Module):
+    """``latents`` (B, 4, h, w), unscaled -> ``image`` (B, 3, H, W), about [-1, 1]."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.config = vae.config
+        self.decoder = vae.decoder
+        self.post_quant_conv = getattr(vae, "post_quant_conv", None)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        if self.post_quant_conv is not None:
+            latents = self.post_quant_conv(latents)
+        return self.decoder(latents)
+
+
+class PlainAttention:
+    """Softmax attention in seven operations, the same sums as ``AttnProcessor2_0``.
+
+    Every reshape takes its batch axis from the very tensor that it reshapes: ONNX Runtime then
+    replaces the shape arithmetic by a constant. The tracer's own rendering of
+    ``scaled_dot_product_attention`` computes the scale from shapes at run time.
+    """
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        if attention_mask is not None:
+            raise NotImplementedError("attention masks are not exported")
+        residual, plane = hidden_states, hidden_states.ndim == 4
+        if plane:
+            hidden_states = hidden_states.flatten(2).transpose(1, 2)
+        if attn.group_norm is not None:
+            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        if attn.norm_cross and encoder_hidden_states is not None:
+            context = attn.norm_encoder_hidden_states(context)
+        # From the weights, since the tracer follows the sizes of tensors.
+        heads, width = attn.heads, attn.to_v.out_features
+        query, key, value = (
+            projected.view(projected.shape[0], -1, heads, width // heads).transpose(1, 2)
+            for projected in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
+        )
+        scores = (query * (width // heads) ** -0.5) @ key.transpose(-1, -2)
+        merged = (scores.softmax(-1) @ value).transpose(1, 2)
+        hidden_states = attn.to_out[0](merged.reshape(merged.shape[0], -1, width))
+        if plane:
+            hidden_states = hidden_states.transpose(1, 2).reshape(residual.shape)
+        if attn.residual_connection:
+            hidden_states = hidden_states + residual
+        if attn.rescale_output_factor != 1:
+            hidden_states = hidden_states / attn.rescale_output_factor
+        return hidden_states
+
+
+@contextmanager
+def plain_attention(model: nn.Module) -> Iterator[None]:
+    """Let the usual attention layers of a diffusers model run ``PlainAttention`` meanwhile."""
+    changed = [
+        (layer, layer.processor)
+        for layer in model.modules()
+        if isinstance(layer, Attention)
+        and type(layer.processor) in (AttnProcessor, AttnProcessor2_0)
+        and layer.spatial_norm is None
+        and layer.norm_q is None
+        and layer.norm_k is None
+    ]
+    try:
+        for layer, _ in changed:
+            layer.processor = PlainAttention()
+        yield
+    finally:
+        for layer, processor in changed:
+            layer.processor = processor
+
+
+@contextmanager
+def per_row_timestep(model: nn.Module) -> Iterator[None]:
+    """Let a ``UNet2DConditionModel`` take ``timestep`` as it is, one per row, meanwhile.
+
+    The original turns numbers into tensors and expands one timestep to the whole batch.
+    """
+    unet: Any = model
+
+    def get_time_embed(sample: Tensor, timestep: Tensor) -> Tensor:
+        return unet.time_proj(timestep).to(sample.dtype)
+
+    unet.get_time_embed = get_time_embed
+    try:
+        yield
+    finally:
+        del unet.get_time_embed

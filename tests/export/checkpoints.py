@@ -1,0 +1,175 @@
+"""Tiny random diffusers checkpoints, the same for the same arguments.
+
+    make_checkpoint(folder, unet_channels=4, vae="tiny", scheduler={...}, seed=3)
+
+The weights are random but scaled so that latents, moments, pictures and predictions are of order
+one, and a prediction depends visibly on the prompt and on the timestep; a test says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench.checkpoints import BOS, EOS, write_json, write_model_index, write_tokenizer
+
+DDIM: dict[str, Any] = {
+    "_class_name": "DDIMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "prediction_type": "epsilon",
+}
+PIPELINES = {9: "StableDiffusionInpaintPipeline", 4: "StableDiffusionPipeline"}
+WIDTH = 48
+
+
+def make_checkpoint(
+    folder: Path,
+    *,
+    unet_channels: int = 9,
+    vae: str = "kl",
+    scheduler: dict[str, Any] | None = None,
+    seed: int = 0,
+    max_length: int = 77,
+    pooled_text: bool = False,
+    half: bool = False,
+    pad_token: str = EOS,
+) -> Path:
+    """Write a tiny checkpoint (about 3 MB) and return its folder.
+
+    Args:
+        folder: Where it goes; made where it is missing.
+        unet_channels: 9 for an inpainting checkpoint, 4 for a plain one.
+        vae: ``"kl"`` for AutoencoderKL, ``"tiny"`` for AutoencoderTiny.
+        scheduler: ``scheduler_config.json`` with its ``_class_name``; ``DDIM`` where None.
+        seed: Of the weights.
+        max_length: Text positions.
+        pooled_text: Add the pooled text to the time embedding (``addition_embed_type="text"``).
+        half: Store fp16 weights.
+        pad_token: What the tokenizer pads with.
+    """
+    import torch
+    from diffusers.utils import logging as diffusers_logging
+
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    scheduler = DDIM if scheduler is None else scheduler
+    dtype = torch.float16 if half else torch.float32
+    vocabulary = write_tokenizer(folder / "tokenizer", max_length=max_length, pad_token=pad_token)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        _text_encoder(vocabulary, max_length).to(dtype).save_pretrained(folder / "text_encoder")
+        network = _autoencoder_kl() if vae == "kl" else _autoencoder_tiny()
+        network.to(dtype).save_pretrained(folder / "vae")
+        _unet(unet_channels, pooled_text).to(dtype).save_pretrained(folder / "unet")
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    write_model_index(
+        folder,
+        scheduler=scheduler["_class_name"],
+        vae=type(network).__name__,
+        pipeline=PIPELINES[unet_channels],
+    )
+    return folder
+
+
+def _text_encoder(vocabulary: dict[str, int], max_length: int) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=WIDTH,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=max_length,
+        bos_token_id=vocabulary[BOS],
+        eos_token_id=vocabulary[EOS],
+        pad_token_id=vocabulary[EOS],
+        # Ten times the usual one: two layers of the usual size hardly tell two prompts apart.
+        initializer_factor=10.0,
+    )
+    return CLIPTextModel(config).eval()
+
+
+def _unet(channels: int, pooled_text: bool) -> Any:
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=channels,
+        out_channels=4,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=8,
+        addition_embed_type="text" if pooled_text else None,
+        addition_embed_type_num_heads=4,
+    ).eval()
+    for name, parameter in unet.named_parameters():
+        if "attn2.to_out" in name or "time_emb_proj.weight" in name:
+            parameter *= 4
+    sample, text = torch.randn(2, channels, 16, 16), torch.randn(2, 12, WIDTH)
+    times = torch.tensor([20.0, 700.0])
+    _calibrate(unet.conv_out, lambda: unet(sample, times, text).sample, spread=1.0)
+    return unet
+
+
+def _autoencoder_kl() -> Any:
+    import torch
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=64,
+        scaling_factor=0.5,
+    ).eval()
+    image = torch.rand(2, 3, 64, 64) * 2 - 1
+    _calibrate(vae.quant_conv, lambda: vae.encode(image).latent_dist.parameters, spread=2.0)
+    vae.quant_conv.weight[4:] *= 0.2
+    vae.quant_conv.bias[4:] = -2.0
+    latents = torch.randn(2, 4, 8, 8) * 2
+    _calibrate(vae.decoder.conv_out, lambda: vae.decode(latents).sample, spread=0.4)
+    return vae
+
+
+def _autoencoder_tiny() -> Any:
+    import torch
+    from diffusers import AutoencoderTiny
+
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        num_encoder_blocks=(1, 1, 1, 1),
+        num_decoder_blocks=(1, 1, 1, 1),
+        latent_channels=4,
+        scaling_factor=0.9,
+    ).eval()
+    image, latents = torch.rand(2, 3, 64, 64) * 2 - 1, torch.randn(2, 4, 8, 8)
+    _calibrate(vae.encoder.layers[-1], lambda: vae.encode(image).latents, spread=1.0)
+    # The decoder gives 2 x - 1 of its last layer x.
+    _calibrate(vae.decoder.layers[-1], lambda: (vae.decode(latents).sample + 1) / 2, spread=0.2)
+    vae.decoder.layers[-1].bias += 0.5
+    return vae
+
+
+def _calibrate(layer: Any, output: Callable[[], Any], *, spread: float) -> None:
+    """Give the layer's outputs (B, C, h, w) the mean 0 and the standard deviation ``spread``."""
+    found = output()
+    layer.weight *= spread / (found - found.mean((0, 2, 3), keepdim=True)).std()
+    layer.bias.zero_()
+    layer.bias -= output().mean((0, 2, 3))
