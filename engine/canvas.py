@@ -14,17 +14,14 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from engine.bundle import VAE_SCALE_FACTOR
+from engine.bundle import VAE_SCALE_FACTOR, Defaults
 from engine.mask import Mask, bounding_box
 from engine.mask import resize as resize_mask
 from engine.request import Region
 
 Rgb = npt.NDArray[np.uint8]
 
-_CONTEXT: Final = 0.5
-"""Context round the mask's box, as a share of its longer side, on each side."""
-
-_MIN_CONTEXT: Final = 32
+_MIN_CONTEXT: Final = 16
 """At least that many pixels of context."""
 
 _WORTH_CROPPING: Final = 0.75
@@ -83,27 +80,27 @@ class Geometry:
         return resize(cut, width=x1 - x0, height=y1 - y0)
 
 
-def plan(
-    mask: Mask, *, region: Region, native_size: int, max_size: int, reference: bool = False
-) -> Geometry:
+def plan(mask: Mask, *, region: Region, defaults: Defaults, reference: bool = False) -> Geometry:
     """Choose the box and the working size for a binary mask at the size of the result.
 
     ``"full"`` works on the whole picture at its own size. ``"mask"`` works on the box round the
-    mask with context, its longer side brought to at least ``native_size`` and at most
-    ``max_size``, where the model is at its best. ``"auto"`` takes the cheaper of the two that
-    the model is good at: the whole picture where it is small enough and mostly mask.
+    mask with context, its longer side brought to at least ``defaults.size`` and at most
+    ``defaults.max_size``, where the model is at its best. ``"auto"`` takes the cheaper of the two
+    that the model is good at: the whole picture where it is small enough and mostly mask.
     """
     height, width = mask.shape
     whole = (0, 0, width, height)
     if reference or region == "full":
         return _geometry(width, height, whole, 1.0)
-    box = _with_context(bounding_box(mask) or whole, width, height)
-    if region == "auto" and max(width, height) <= max_size:
+    box = _with_context(bounding_box(mask) or whole, width, height, defaults.context)
+    if region == "auto" and max(width, height) <= defaults.max_size:
         share = (box[2] - box[0]) * (box[3] - box[1]) / (width * height)
         if share > _WORTH_CROPPING:
             return _geometry(width, height, whole, 1.0)
     longer = max(box[2] - box[0], box[3] - box[1])
-    return _geometry(width, height, box, min(max(longer, native_size), max_size) / longer)
+    return _geometry(
+        width, height, box, min(max(longer, defaults.size), defaults.max_size) / longer
+    )
 
 
 def resize(image: Rgb, *, width: int, height: int) -> Rgb:
@@ -126,12 +123,12 @@ def _geometry(width: int, height: int, box: tuple[int, int, int, int], scale: fl
 
 
 def _with_context(
-    box: tuple[int, int, int, int], width: int, height: int
+    box: tuple[int, int, int, int], width: int, height: int, context: float
 ) -> tuple[int, int, int, int]:
     """Widen a box towards a square with context, moved and cut so that it lies in the picture."""
     x0, y0, x1, y1 = box
     longer = max(x1 - x0, y1 - y0)
-    side = longer + 2 * max(round(longer * _CONTEXT), _MIN_CONTEXT)
+    side = longer + 2 * max(round(longer * context), _MIN_CONTEXT)
     xs = _span((x0 + x1) / 2, side, width)
     ys = _span((y0 + y1) / 2, side, height)
     return xs[0], ys[0], xs[1], ys[1]

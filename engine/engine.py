@@ -17,6 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
+
 from engine.batcher import pick
 from engine.bundle import Bundle
 from engine.errors import (
@@ -245,7 +248,7 @@ class Engine:
             return
         begin = time.perf_counter()
         try:
-            noise_pred = self._models.unet([row for r in alive for row in r.job.rows()])
+            noise_pred = self._predict(alive)
             seconds = time.perf_counter() - begin
             first = 0
             for running in alive:
@@ -266,6 +269,17 @@ class Engine:
                 self._finish(running)
             else:
                 self._running.append(running)
+
+    def _predict(self, batch: list[_Running]) -> npt.NDArray[np.float32]:
+        """The UNet's answer to all rows of a batch, in one call unless one job alone is too much
+        for it."""
+        rows = [row for running in batch for row in running.job.rows()]
+        pixels = sum(running.pixels for running in batch)
+        if pixels <= self._max_batch_pixels or len(rows) == 1:
+            return self._models.unet(rows)
+        size = max(1, self._max_batch_pixels * len(rows) // pixels)
+        parts = [rows[i : i + size] for i in range(0, len(rows), size)]
+        return np.concatenate([self._models.unet(part).copy() for part in parts])
 
     def _finish(self, running: _Running) -> None:
         try:

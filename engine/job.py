@@ -193,13 +193,7 @@ def prepare(
 
     with clock.stage("prepare"):
         image, mask = _pictures(request)
-        geometry = plan(
-            mask,
-            region=request.region,
-            native_size=defaults.size,
-            max_size=defaults.max_size,
-            reference=reference,
-        )
+        geometry = plan(mask, region=request.region, defaults=defaults, reference=reference)
         start = _first_step(request, steps)
         if not reference and not mask.any():
             start = steps

@@ -85,14 +85,16 @@ class Defaults:
     """What a request gets when it does not say.
 
     ``size`` is the side in pixels the model was trained at; the region round a mask is brought to
-    it. ``max_size`` is the longest side the model is still good at without cropping.
-    ``scheduler`` is one of the names of ``engine.schedulers``.
+    it. ``max_size`` is the longest side the model is still good at without cropping. ``context``
+    is what a region shows round the mask's box, as a share of the box's longer side, on each
+    side. ``scheduler`` is one of the names of ``engine.schedulers``.
     """
 
     num_inference_steps: int
     guidance_scale: float
     size: int
     max_size: int
+    context: float
     scheduler: str
 
 
@@ -217,6 +219,7 @@ def read_defaults(entry: Entry) -> Defaults:
         guidance_scale=entry.number("guidance_scale", low=0, high=100),
         size=entry.integer("size", low=64, high=4096),
         max_size=entry.integer("max_size", low=64, high=4096),
+        context=entry.number("context", low=0, high=8),
         scheduler=entry.get("scheduler", str),
     )
     entry.done()

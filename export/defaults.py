@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from engine.bundle import Defaults
+from engine.errors import EngineError
+from engine.schedulers import SCHEDULERS, make_schedule
 from export.checkpoint import Checkpoint
 from export.errors import ExportError
 
 logger = logging.getLogger(__name__)
 
-SCHEDULERS: Final = ("ddim", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_karras", "lcm", "pndm")
-"""The scheduler names a bundle's defaults may hold."""
+CONTEXT: Final = 0.5
+"""What a region shows round the hole: as much again, half of it on each side."""
 
 _BY_CLASS: Final = {
     "DDIMScheduler": "ddim",
@@ -79,6 +81,7 @@ def defaults(
     guidance_scale: float | None = None,
     size: int | None = None,
     max_size: int | None = None,
+    context: float | None = None,
     scheduler: str | None = None,
 ) -> Defaults:
     """What a request gets when it does not say; every value given overrides the usual one.
@@ -90,7 +93,11 @@ def defaults(
         guidance_scale: 7.5, or 1 for LCM, where None.
         size: ``native`` where None.
         max_size: One and a half times ``size``, down to a multiple of 64, where None.
+        context: ``CONTEXT`` where None.
         scheduler: The one that ``config`` is for where None.
+
+    Raises:
+        ExportError: When a value is not allowed, or the scheduler cannot run this configuration.
     """
     name = scheduler_name(config) if scheduler is None else scheduler
     if name not in SCHEDULERS:
@@ -103,10 +110,19 @@ def defaults(
             raise ExportError(f"{field} is {side}; a multiple of 8 from 64 to 4096 is allowed")
     if max_size < size:
         raise ExportError(f"max_size is {max_size}, below size {size}; it must not be smaller")
+    context = CONTEXT if context is None else context
+    if not 0 <= context <= 8:
+        raise ExportError(f"context is {context}; 0 to 8 is allowed")
+    steps = steps if num_inference_steps is None else num_inference_steps
+    try:
+        make_schedule(name, config, num_inference_steps=steps)
+    except EngineError as exc:
+        raise ExportError(f"scheduler_config.json: {exc}") from exc
     return Defaults(
-        num_inference_steps=steps if num_inference_steps is None else num_inference_steps,
+        num_inference_steps=steps,
         guidance_scale=float(guidance if guidance_scale is None else guidance_scale),
         size=size,
         max_size=max_size,
+        context=float(context),
         scheduler=name,
     )

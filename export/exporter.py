@@ -50,6 +50,7 @@ def export_checkpoint(
     guidance_scale: float | None = None,
     size: int | None = None,
     max_size: int | None = None,
+    context: float | None = None,
     scheduler: str | None = None,
     licence: Mapping[str, Any] | None = None,
     documents: Sequence[str | os.PathLike[str]] = (),
@@ -69,6 +70,8 @@ def export_checkpoint(
         guidance_scale: Default guidance; the scheduler's usual one where None.
         size: Native side in pixels; the UNet's ``sample_size`` where None.
         max_size: Longest side that is still good; 1.5 times ``size`` where None.
+        context: What a region shows round the mask, as a share of the mask's box, on each side;
+            a half where None.
         scheduler: Default scheduler; the checkpoint's where None.
         licence: The licence entry, with ``id``; the checkpoint's where None.
         documents: Texts to put into the bundle; the checkpoint's licence texts where empty.
@@ -97,6 +100,7 @@ def export_checkpoint(
             guidance_scale=guidance_scale,
             size=size,
             max_size=max_size,
+            context=context,
             scheduler=scheduler,
         )
         stages.next("tokenizer")

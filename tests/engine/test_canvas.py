@@ -7,8 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.bundle import Defaults
 from engine.canvas import Geometry, plan
 from engine.mask import Mask
+
+
+def good_at(size: int, max_size: int) -> Defaults:
+    return Defaults(
+        num_inference_steps=4,
+        guidance_scale=1.0,
+        size=size,
+        max_size=max_size,
+        context=0.5,
+        scheduler="ddim",
+    )
 
 
 def mask_with_box(width: int, height: int, box: tuple[int, int, int, int]) -> Mask:
@@ -20,7 +32,7 @@ def mask_with_box(width: int, height: int, box: tuple[int, int, int, int]) -> Ma
 
 def test_full_keeps_the_size_and_pads_to_eight() -> None:
     mask = mask_with_box(130, 100, (10, 10, 20, 20))
-    geometry = plan(mask, region="full", native_size=64, max_size=64)
+    geometry = plan(mask, region="full", defaults=good_at(64, 64))
     assert geometry.box == (0, 0, 130, 100)
     assert (geometry.working_width, geometry.working_height) == (130, 100)
     assert (geometry.padded_width, geometry.padded_height) == (136, 104)
@@ -29,14 +41,14 @@ def test_full_keeps_the_size_and_pads_to_eight() -> None:
 
 def test_mask_region_is_brought_to_the_native_size() -> None:
     mask = mask_with_box(2000, 1500, (900, 700, 1100, 800))
-    geometry = plan(mask, region="mask", native_size=512, max_size=768)
+    geometry = plan(mask, region="mask", defaults=good_at(512, 768))
     assert geometry.box == (800, 550, 1200, 950)
     assert (geometry.padded_width, geometry.padded_height) == (512, 512)
 
 
 def test_a_large_hole_is_brought_down_to_the_largest_good_size() -> None:
     mask = mask_with_box(4000, 3000, (500, 500, 3500, 2500))
-    geometry = plan(mask, region="auto", native_size=512, max_size=768)
+    geometry = plan(mask, region="auto", defaults=good_at(512, 768))
     assert geometry.padded_width == 768
     assert geometry.padded_height == 576
     assert geometry.box == (0, 0, 4000, 3000)
@@ -52,14 +64,14 @@ def test_a_large_hole_is_brought_down_to_the_largest_good_size() -> None:
     ],
 )
 def test_auto(size: tuple[int, int], box: tuple[int, int, int, int], whole: bool) -> None:
-    geometry = plan(mask_with_box(*size, box), region="auto", native_size=512, max_size=768)
+    geometry = plan(mask_with_box(*size, box), region="auto", defaults=good_at(512, 768))
     assert (geometry.box == (0, 0, *size)) is whole
     assert max(geometry.padded_width, geometry.padded_height) <= 768
 
 
 def test_an_empty_mask_works_on_the_whole() -> None:
     mask = np.zeros((100, 100), np.uint8)
-    assert plan(mask, region="mask", native_size=64, max_size=96).box == (0, 0, 100, 100)
+    assert plan(mask, region="mask", defaults=good_at(64, 96)).box == (0, 0, 100, 100)
 
 
 def test_nothing_is_lost_where_no_scaling_is_needed() -> None:
@@ -75,7 +87,7 @@ def test_nothing_is_lost_where_no_scaling_is_needed() -> None:
 
 def test_padding_is_kept_not_repainted() -> None:
     mask = np.ones((100, 130), np.uint8)
-    geometry = plan(mask, region="full", native_size=64, max_size=200)
+    geometry = plan(mask, region="full", defaults=good_at(64, 200))
     padded = geometry.mask_in(mask)
     assert padded.shape == (104, 136)
     assert padded.sum() == 100 * 130
@@ -95,7 +107,7 @@ def test_every_hole_lies_in_its_box(
     x0, y0 = min(corner[0], width - 1), min(corner[1], height - 1)
     x1, y1 = min(x0 + extent[0], width), min(y0 + extent[1], height)
     mask = mask_with_box(width, height, (x0, y0, x1, y1))
-    geometry = plan(mask, region=region, native_size=128, max_size=192)  # type: ignore[arg-type]
+    geometry = plan(mask, region=region, defaults=good_at(128, 192))  # type: ignore[arg-type]
     left, top, right, bottom = geometry.box
     assert 0 <= left <= x0 < x1 <= right <= width
     assert 0 <= top <= y0 < y1 <= bottom <= height

@@ -72,7 +72,7 @@ def test_the_same_seed_gives_the_same_bytes(engine: Engine, ask: Any) -> None:
         {"num_inference_steps": 6},
         {"scheduler": "euler_a"},
         {"strength": 0.5},
-        {"region": "mask"},
+        {"region": "full"},
     ],
 )
 def test_everything_that_is_asked_for_matters(
@@ -205,6 +205,23 @@ def test_rows_of_all_jobs_share_one_call(manual: Engine, ask: Any) -> None:
     assert len(set(calls[2])) == 2  # two timesteps in one call
     assert long.done()
     assert short.done()
+
+
+def test_a_job_too_large_for_one_call_is_split(bundle_path: Path, ask: Any) -> None:
+    with Engine.open(bundle_path, threads=1, max_batch_pixels=3 * 96 * 128) as engine:
+        calls: list[int] = []
+        real = engine._models.unet
+
+        def spy(rows: Any) -> Any:
+            calls.append(len(rows))
+            return real(rows)
+
+        object.__setattr__(engine._models, "unet", spy)
+        split = engine.inpaint(ask(samples=4, region="full", num_inference_steps=1))
+        assert calls == [3, 3, 2]
+    with Engine.open(bundle_path, threads=1) as engine:
+        whole = engine.inpaint(ask(samples=4, region="full", num_inference_steps=1))
+    assert np.abs(split.images.astype(int) - whole.images).max() <= 1
 
 
 def test_a_short_request_does_not_wait_for_a_long_one(manual: Engine, ask: Any) -> None:

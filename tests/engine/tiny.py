@@ -66,6 +66,7 @@ def make_bundle(
             guidance_scale=3.0,
             size=size,
             max_size=2 * size,
+            context=0.5,
             scheduler="ddim",
         ),
         documents=(FileRecord.of(folder / "LICENSE"),),
