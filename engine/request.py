@@ -113,7 +113,9 @@ class InpaintResult:
     Attributes:
         images: (samples, height, width, 3) uint8 RGB.
         seed: The seed of the first picture; picture ``i`` used ``seed + i``.
-        num_inference_steps: UNet steps asked for; ``steps_run`` is how many ``strength`` left.
+        num_inference_steps: Steps asked for.
+        steps_run: UNet steps made: fewer where ``strength`` is below 1, one more for pndm, none
+            where there was nothing to fill.
         guidance_scale: The guidance scale used.
         scheduler: The scheduler used.
         region: The box (x0, y0, x1, y1) in pixels of the result that was worked on.

@@ -214,7 +214,10 @@ def _tell(result: InpaintResult, paths: list[Path], model: str, device: str) -> 
     for i, path in enumerate(paths):
         print(f"picture: {path.absolute()} ({width}x{height}, seed {result.seed + i})")
     print(f"model: {model} on {device}")
-    run = f"{result.steps_run} of {result.num_inference_steps}"
-    print(f"steps: {run} with {result.scheduler}, guidance {result.guidance_scale:g}")
+    steps, run = result.num_inference_steps, result.steps_run
+    how_many = f"{steps}" if run == steps else f"{steps}, {run} of them run"
+    if run > steps:  # pndm makes its second step twice
+        how_many = f"{steps}, one of them twice"
+    print(f"steps: {how_many}; {result.scheduler}, guidance {result.guidance_scale:g}")
     for stage, seconds in dataclasses.asdict(result.timings).items():
         print(f"{stage.replace('_', ' ')}: {seconds:.3f} s")

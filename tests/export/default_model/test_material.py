@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
+Image = pytest.importorskip("PIL.Image")
 transformers = pytest.importorskip("transformers")
 
 from export.default_model.compose import Composer, ComposeSettings, recoloured  # noqa: E402

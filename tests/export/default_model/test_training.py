@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
+Image = pytest.importorskip("PIL.Image")
 transformers = pytest.importorskip("transformers")
 
 from export.default_model import train, vae  # noqa: E402
