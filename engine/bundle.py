@@ -191,6 +191,10 @@ def _expect(
     have = [(spec.name, spec.shape) for spec in found]
     if have != expected:
         raise BundleError(f"{path}: {component} has tensors {have}; expected {expected}")
+    for spec in found:
+        dtype = "int64" if spec.name == "input_ids" else "float32"
+        if spec.dtype != dtype:
+            raise BundleError(f"{path}: {component}: {spec.name} is {spec.dtype}; expected {dtype}")
 
 
 def _int_axis(specs: tuple[TensorSpec, ...], index: int, axis: int) -> int:
@@ -211,7 +215,7 @@ def _read_manifest(directory: Path) -> Any:
         raise BundleError(f"{manifest}: is larger than {_MAX_MANIFEST_BYTES} bytes")
     try:
         return json.loads(manifest.read_bytes())
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise BundleError(f"{manifest}: is not valid JSON: {exc}") from exc
 
 

@@ -86,14 +86,14 @@ def plan(mask: Mask, *, region: Region, defaults: Defaults, reference: bool = Fa
     ``"full"`` works on the whole picture at its own size. ``"mask"`` works on the box round the
     mask with context, its longer side brought to at least ``defaults.size`` and at most
     ``defaults.max_size``, where the model is at its best. ``"auto"`` takes the cheaper of the two
-    that the model is good at: the whole picture where it is small enough and mostly mask.
+    that the model is good at: the whole picture where it has such a size and is mostly mask.
     """
     height, width = mask.shape
     whole = (0, 0, width, height)
     if reference or region == "full":
         return _geometry(width, height, whole, 1.0)
     box = _with_context(bounding_box(mask) or whole, width, height, defaults.context)
-    if region == "auto" and max(width, height) <= defaults.max_size:
+    if region == "auto" and defaults.size <= max(width, height) <= defaults.max_size:
         share = (box[2] - box[0]) * (box[3] - box[1]) / (width * height)
         if share > _WORTH_CROPPING:
             return _geometry(width, height, whole, 1.0)

@@ -1,6 +1,8 @@
-"""One request under way: ``prepare`` works out all that is constant, ``finish`` makes the result.
+"""One request under way, in three stages.
 
-Between the two, the loop in ``engine.engine`` moves ``Job.advance`` from step to step.
+``draft`` resolves and checks it against the bundle, in the caller's thread; ``prepare`` runs the
+networks that run once and works out all that stays constant; ``finish`` makes the result. Between
+the last two, the loop in ``engine.engine`` moves ``Job.advance`` from step to step.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from engine import schedulers
 from engine.bundle import VAE_SCALE_FACTOR, Bundle
 from engine.canvas import Geometry, plan, resize
 from engine.composite import paste
-from engine.errors import InputError
+from engine.errors import InputError, SessionError
 from engine.models import Models, UnetRow, to_nchw, to_rgb
 from engine.noise import Generator
 from engine.prompt import PromptEncoder
@@ -78,13 +80,36 @@ class Blend:
     noise: Floats
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Draft:
+    """A request with every choice made; nothing in it is shared with the caller.
+
+    Attributes:
+        image: (H, W, 3) uint8, the picture at the size of the result.
+        mask: (H, W) uint8 of 0 and 1.
+        schedule: None where there is nothing to do: an empty mask, or strength 0.
+    """
+
+    image: npt.NDArray[np.uint8]
+    mask: npt.NDArray[np.uint8]
+    prompt: str
+    negative_prompt: str
+    samples: int
+    seed: int
+    num_inference_steps: int
+    guidance_scale: float
+    strength: float
+    scheduler: str
+    schedule: Schedule | None
+    geometry: Geometry
+    reference: bool
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Job:
     """A prepared request. All but ``state``, ``step`` and ``foreseen`` stays as it is.
 
     Attributes:
-        image: (H, W, 3) uint8, the picture at the size of the result.
-        mask: (H, W) uint8 of 0 and 1.
         generators: One noise stream per sample.
         embeddings: The prompt's, and before it the negative prompt's where guidance is above 1.
         conditioning: (S, C + 1, h, w), or None.
@@ -92,16 +117,9 @@ class Job:
         foreseen: (S, C, h, w) clean latents foreseen at the last step, for previews.
     """
 
-    request: InpaintRequest
+    draft: Draft
     clock: Clock
-    image: npt.NDArray[np.uint8]
-    mask: npt.NDArray[np.uint8]
-    geometry: Geometry
-    scheduler: str
     schedule: Schedule
-    num_inference_steps: int
-    guidance_scale: float
-    seed: int
     generators: tuple[Generator, ...]
     embeddings: tuple[Floats, ...]
     conditioning: Floats | None
@@ -123,12 +141,12 @@ class Job:
     @property
     def pixels(self) -> int:
         """What this job adds to a UNet call: its rows times the pixels of each."""
-        return self.row_count * self.geometry.padded_width * self.geometry.padded_height
+        return self.row_count * self.draft.geometry.padded_width * self.draft.geometry.padded_height
 
     @property
     def shape_key(self) -> tuple[int, ...]:
         """Jobs with the same key may share a UNet call."""
-        return (*self.geometry.latent_shape, *self.embeddings[0].shape)
+        return (*self.draft.geometry.latent_shape, *self.embeddings[0].shape)
 
     def rows(self) -> Iterator[UnetRow]:
         """The rows of the next step: every sample, first with the negative prompt if any."""
@@ -151,7 +169,9 @@ class Job:
             guided = noise_pred.copy()  # the buffer is the session's
         else:
             unconditional, conditional = np.split(noise_pred, 2)
-            guided = unconditional + np.float32(self.guidance_scale) * (conditional - unconditional)
+            guided = unconditional + np.float32(self.draft.guidance_scale) * (
+                conditional - unconditional
+            )
         self.foreseen = schedulers.denoised(schedule, i, self.state.latents, guided)
         noise = self._draw() if schedule.noise[i] else None
         state = schedulers.step(schedule, i, self.state, guided, noise)
@@ -170,126 +190,147 @@ class Job:
         return SolverState(latents=latents, previous=state.previous, history=state.history)
 
 
+def draft(request: InpaintRequest, bundle: Bundle) -> Draft:
+    """Check a request against a bundle and make every choice that it leaves open.
+
+    Raises:
+        InputError: If the request does not fit the bundle.
+    """
+    defaults = bundle.defaults
+    steps = request.num_inference_steps or defaults.num_inference_steps
+    guidance = defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
+    scheduler = request.scheduler or defaults.scheduler
+    image, mask = _pictures(request)
+    start = _first_step(request, steps)
+    idle = start == steps or not (mask.any() or request.reference)
+    schedule = schedulers.make_schedule(
+        scheduler, bundle.scheduler, num_inference_steps=steps, start=0 if idle else start
+    )
+    return Draft(
+        image=image,
+        mask=mask,
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        samples=request.samples,
+        seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        strength=request.strength,
+        scheduler=scheduler,
+        schedule=None if idle else schedule,
+        geometry=plan(mask, region=request.region, defaults=defaults, reference=request.reference),
+        reference=request.reference,
+    )
+
+
 def prepare(
-    request: InpaintRequest,
+    draft: Draft,
+    schedule: Schedule,
     *,
     bundle: Bundle,
     models: Models,
     prompts: PromptEncoder,
     clock: Clock,
 ) -> Job:
-    """Work out everything about a request that stays the same from step to step.
-
-    Raises:
-        InputError: If the request does not fit the bundle.
-    """
-    clock.started = time.perf_counter()
-    reference, samples = request.reference, request.samples
-    defaults = bundle.defaults
-    steps = request.num_inference_steps or defaults.num_inference_steps
-    guidance = defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
-    scheduler = request.scheduler or defaults.scheduler
-    seed = secrets.randbelow(2**32) if request.seed is None else request.seed
-
+    """Encode prompts and pictures, and draw the noise a draft begins with."""
+    reference, samples = draft.reference, draft.samples
     with clock.stage("prepare"):
-        image, mask = _pictures(request)
-        geometry = plan(mask, region=request.region, defaults=defaults, reference=reference)
-        start = _first_step(request, steps)
-        if not reference and not mask.any():
-            start = steps
-        schedule = schedulers.make_schedule(
-            scheduler, bundle.scheduler, num_inference_steps=steps, start=start
-        )
-        hole = geometry.mask_in(mask)
-        planes = to_nchw(geometry.image_in(image))
+        hole = draft.geometry.mask_in(draft.mask)
+        planes = to_nchw(draft.geometry.image_in(draft.image))
         cells = masks.to_latents_nearest(hole) if reference else masks.to_latents(hole)
+    with clock.stage("text_encoder"):
+        negative = [draft.negative_prompt] if draft.guidance_scale > 1.0 else []
+        embeddings = tuple(prompts(text) for text in [*negative, draft.prompt])
+    generators = tuple(Generator(draft.seed + i) for i in range(samples))
+    inpainting = bundle.unet_channels != bundle.latents.channels
 
-    generators = tuple(Generator(seed + i) for i in range(samples))
-    state = SolverState(latents=np.zeros((samples, bundle.latents.channels, 1, 1), np.float32))
-    embeddings: tuple[Floats, ...] = (np.zeros((1, 1), np.float32),)
+    # The order of the draws below is diffusers' own: picture, noise, masked picture.
+    def encode(picture: Floats) -> Floats:
+        with clock.stage("vae_encoder"):
+            if not reference:
+                return np.repeat(models.vae_encoder(picture, None), samples, axis=0)
+            return np.concatenate([models.vae_encoder(picture, g.normal) for g in generators])
+
+    from_noise = draft.strength == 1.0
+    clean = None if inpainting and from_noise else encode(planes)
+    shape = (1, bundle.latents.channels, *draft.geometry.latent_shape)
+    noise = np.concatenate([generator.normal(shape) for generator in generators])
+    if from_noise or clean is None:
+        latents = noise * np.float32(schedule.init_noise_sigma)
+    else:
+        latents = schedulers.add_noise(schedule, 0, clean, noise)
     conditioning, blend = None, None
-    if len(schedule):
-        with clock.stage("text_encoder"):
-            negative = [request.negative_prompt] if guidance > 1.0 else []
-            embeddings = tuple(prompts(text) for text in [*negative, request.prompt])
-        inpainting = bundle.unet_channels != bundle.latents.channels
-
-        # The order of the draws below is diffusers' own: picture, noise, masked picture.
-        def encode(picture: Floats) -> Floats:
-            with clock.stage("vae_encoder"):
-                if not reference:
-                    return np.repeat(models.vae_encoder(picture, None), samples, axis=0)
-                drawn = [models.vae_encoder(picture, g.normal) for g in generators]
-                return np.concatenate(drawn)
-
-        strength_max = start == 0 if not reference else request.strength == 1.0
-        clean = None if inpainting and strength_max else encode(planes)
-        shape = (1, bundle.latents.channels, *geometry.latent_shape)
-        noise = np.concatenate([generator.normal(shape) for generator in generators])
-        if strength_max or clean is None:
-            latents = noise * np.float32(schedule.init_noise_sigma)
-        else:
-            latents = schedulers.add_noise(schedule, 0, clean, noise)
-        state = SolverState(latents=latents)
-        if inpainting or reference:
-            masked = encode(planes * (hole == 0))
-            if inpainting:
-                repeated = np.repeat(cells, samples, axis=0)
-                conditioning = np.concatenate([repeated, masked], axis=1)
-        if not inpainting:
-            assert clean is not None
-            blend = Blend(mask=cells, clean=clean, noise=noise)
+    if inpainting or reference:  # a 4-channel reference draws its noise and leaves the rest
+        masked = encode(planes * (hole == 0))
+        if inpainting:
+            repeated = np.repeat(cells, samples, axis=0)
+            conditioning = np.concatenate([repeated, masked], axis=1)
+    if not inpainting:
+        assert clean is not None
+        blend = Blend(mask=cells, clean=clean, noise=noise)
     return Job(
-        request=request,
+        draft=draft,
         clock=clock,
-        image=image,
-        mask=mask,
-        geometry=geometry,
-        scheduler=scheduler,
         schedule=schedule,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        seed=seed,
         generators=generators,
         embeddings=embeddings,
         conditioning=conditioning,
         blend=blend,
-        state=state,
+        state=SolverState(latents=latents),
     )
 
 
 def finish(job: Job, models: Models) -> InpaintResult:
-    """Decode the final latents and paste them into the picture."""
+    """Decode the final latents and paste them into the picture.
+
+    Raises:
+        SessionError: If the networks left values that are no numbers.
+    """
+    draft = job.draft
     pictures = []
     for latents in job.state.latents:
-        if not len(job.schedule):
-            pictures.append(job.image)
-            continue
         with job.clock.stage("vae_decoder"):
             planes = models.vae_decoder(latents[None])
+        if not np.isfinite(planes).all():
+            raise SessionError("the networks gave values that are not numbers; no picture is made")
         with job.clock.stage("paste"):
-            generated = job.geometry.image_out(to_rgb(planes[0]))
-            if job.request.reference:
+            generated = draft.geometry.image_out(to_rgb(planes[0]))
+            if draft.reference:
                 pictures.append(generated)
             else:
-                pictures.append(paste(job.image, generated, job.mask, job.geometry.box))
-    geometry = job.geometry
+                pictures.append(paste(draft.image, generated, draft.mask, draft.geometry.box))
+    return _result(draft, np.stack(pictures), job.clock, len(job.schedule), job.state.latents)
+
+
+def unchanged(draft: Draft, clock: Clock) -> InpaintResult:
+    """The result of a draft that asks for nothing to be done."""
+    return _result(draft, np.repeat(draft.image[None], draft.samples, axis=0), clock, 0, None)
+
+
+def _result(
+    draft: Draft,
+    images: npt.NDArray[np.uint8],
+    clock: Clock,
+    steps_run: int,
+    latents: Floats | None,
+) -> InpaintResult:
+    geometry = draft.geometry
     return InpaintResult(
-        images=np.stack(pictures),
-        seed=job.seed,
-        num_inference_steps=job.num_inference_steps,
-        steps_run=len(job.schedule),
-        guidance_scale=job.guidance_scale,
-        scheduler=job.scheduler,
+        images=images,
+        seed=draft.seed,
+        num_inference_steps=draft.num_inference_steps,
+        steps_run=steps_run,
+        guidance_scale=draft.guidance_scale,
+        scheduler=draft.scheduler,
         region=geometry.box,
         working_size=(geometry.padded_width, geometry.padded_height),
-        timings=job.clock.timings(),
-        latents=job.state.latents,
+        timings=clock.timings(),
+        latents=latents,
     )
 
 
 def _pictures(request: InpaintRequest) -> tuple[npt.NDArray[np.uint8], masks.Mask]:
-    """The picture and the binary mask at the size of the result."""
+    """The picture and the binary mask at the size of the result, both ours to keep."""
     height = request.height or request.image.shape[0]
     width = request.width or request.image.shape[1]
     for name, side in (("height", height), ("width", width)):
@@ -304,6 +345,8 @@ def _pictures(request: InpaintRequest) -> tuple[npt.NDArray[np.uint8], masks.Mas
             raise InputError("reference", "needs picture and mask at the size of the result")
         if width % VAE_SCALE_FACTOR or height % VAE_SCALE_FACTOR:
             raise InputError("reference", f"needs sides of multiples of 8, got {width}x{height}")
+    if image is request.image:
+        image = np.array(image, order="C")
     return image, masks.binarise(request.mask, width=width, height=height)
 
 

@@ -223,6 +223,13 @@ def read_defaults(entry: Entry) -> Defaults:
         scheduler=entry.get("scheduler", str),
     )
     entry.done()
+    for name, side in (("size", defaults.size), ("max_size", defaults.max_size)):
+        if side % 8:
+            raise BundleError(f"{entry.where}: {name} is {side}; it must be a multiple of 8")
+    if defaults.max_size < defaults.size:
+        raise BundleError(
+            f"{entry.where}: max_size is {defaults.max_size}; at least size, {defaults.size}"
+        )
     return defaults
 
 

@@ -43,14 +43,6 @@ def resize(binary: Mask, *, width: int, height: int) -> Mask:
     return (cover > 1e-4).astype(np.uint8)
 
 
-def grow(binary: Mask, pixels: int) -> Mask:
-    """Widen the repainted part by a disc of that radius."""
-    if pixels <= 0:
-        return binary
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * pixels + 1, 2 * pixels + 1))
-    return np.asarray(cv2.dilate(binary, disc), np.uint8)
-
-
 def bounding_box(binary: Mask) -> tuple[int, int, int, int] | None:
     """The box (x0, y0, x1, y1), ends exclusive, round the repainted part; None where empty."""
     x, y, width, height = cv2.boundingRect(binary)

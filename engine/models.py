@@ -102,15 +102,17 @@ class Unet:
     def _buffers(self, batch: int, row: UnetRow) -> tuple[Floats, Floats, Floats]:
         plane, text = row.latents.shape[1:], row.embeddings.shape
         key = (batch, *plane, *text)
-        if key not in self._feeds:
-            while len(self._feeds) >= _KEPT_SHAPES:
-                del self._feeds[next(iter(self._feeds))]
-            self._feeds[key] = (
+        feeds = self._feeds.pop(key, None)
+        if feeds is None:
+            feeds = (
                 np.empty((batch, self._channels, *plane), np.float32),
                 np.empty(batch, np.float32),
                 np.empty((batch, *text), np.float32),
             )
-        return self._feeds[key]
+        self._feeds[key] = feeds  # the shapes used last are kept
+        if len(self._feeds) > _KEPT_SHAPES:
+            del self._feeds[next(iter(self._feeds))]
+        return feeds
 
 
 class VaeEncoder:

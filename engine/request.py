@@ -48,8 +48,10 @@ class InpaintRequest:
         scheduler: A name of ``engine.schedulers.SCHEDULERS``; the bundle's default where None.
         region: ``"full"`` works on the whole picture, ``"mask"`` on a box round the mask with
             context, ``"auto"`` chooses.
-        reference: Do exactly what diffusers' StableDiffusionInpaintPipeline does, without care
-            for what lies outside the mask; the picture's sides must be multiples of 8.
+        reference: Do exactly what diffusers' StableDiffusionInpaintPipeline does for one picture
+            with ``torch.Generator("cpu").manual_seed(seed)``, without care for what lies outside
+            the mask; the picture's sides must be multiples of 8. Several samples are so many
+            single pictures.
     """
 
     image: npt.NDArray[np.uint8]
@@ -76,6 +78,10 @@ class InpaintRequest:
             if len(text) > MAX_PROMPT_CHARACTERS:
                 allowed = f"at most {MAX_PROMPT_CHARACTERS} characters are allowed"
                 raise InputError(field, f"has {len(text)} characters; {allowed}")
+            try:
+                text.encode()
+            except UnicodeEncodeError as exc:
+                raise InputError(field, f"is not valid Unicode: {exc.reason}") from exc
         for field, side in (("width", self.width), ("height", self.height)):
             if side is not None:
                 _check_integer(field, side, MIN_SIDE, MAX_SIDE)
@@ -87,6 +93,12 @@ class InpaintRequest:
             _check_integer("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
         if self.guidance_scale is not None:
             _check_number("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE)
+        if self.scheduler is not None and not isinstance(self.scheduler, str):
+            raise InputError("scheduler", f"must be a name, got {self.scheduler!r}")
+        for field in ("width", "height", "samples", "seed", "num_inference_steps"):
+            _make_plain(self, field, int)
+        for field in ("strength", "guidance_scale"):
+            _make_plain(self, field, float)
         if self.region not in get_args(Region):
             allowed = ", ".join(get_args(Region))
             raise InputError("region", f"is {self.region!r}; allowed: {allowed}")
@@ -121,7 +133,8 @@ class InpaintResult:
         region: The box (x0, y0, x1, y1) in pixels of the result that was worked on.
         working_size: (width, height) in pixels at which the networks saw that box.
         timings: Seconds per stage.
-        latents: (samples, channels, h, w) float32, the final latents before the VAE decoder.
+        latents: (samples, channels, h, w) float32, the final latents before the VAE decoder; None
+            where there was nothing to fill.
     """
 
     images: npt.NDArray[np.uint8]
@@ -133,7 +146,14 @@ class InpaintResult:
     region: tuple[int, int, int, int]
     working_size: tuple[int, int]
     timings: Timings
-    latents: npt.NDArray[np.float32]
+    latents: npt.NDArray[np.float32] | None
+
+
+def _make_plain(request: InpaintRequest, field: str, kind: type[int] | type[float]) -> None:
+    """Turn a numpy number into Python's own, so that it can neither overflow nor be changed."""
+    value = getattr(request, field)
+    if value is not None:
+        object.__setattr__(request, field, kind(value))
 
 
 def _check_array(field: str, array: object, form: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import RequestCancelled
-from engine.request import InpaintRequest, InpaintResult
+from engine.request import InpaintResult
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +26,7 @@ class Ticket:
     harms nobody.
     """
 
-    def __init__(self, request: InpaintRequest) -> None:
-        self.request = request
+    def __init__(self) -> None:
         self._condition = threading.Condition()
         self._result: InpaintResult | None = None
         self._error: BaseException | None = None
@@ -97,7 +96,7 @@ class Ticket:
         for callback in callbacks:
             try:
                 callback(step, total, preview)
-            except Exception:
+            except BaseException:  # not even SystemExit may end the engine's thread
                 logger.exception("a step callback failed")
 
     def settle(self, outcome: InpaintResult | BaseException) -> None:
@@ -120,7 +119,7 @@ class Ticket:
     def _call(self, callback: Callable[[Ticket], None]) -> None:
         try:
             callback(self)
-        except Exception:
+        except BaseException:
             logger.exception("a done callback failed")
 
     @staticmethod

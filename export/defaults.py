@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from engine.bundle import Defaults
 from engine.errors import EngineError
-from engine.schedulers import SCHEDULERS, make_schedule
+from engine.schedulers import DIFFUSERS_CLASSES, SCHEDULERS, make_schedule
 from export.checkpoint import Checkpoint
 from export.errors import ExportError
 
@@ -17,14 +17,7 @@ logger = logging.getLogger(__name__)
 CONTEXT: Final = 0.5
 """What a region shows round the hole: as much again, half of it on each side."""
 
-_BY_CLASS: Final = {
-    "DDIMScheduler": "ddim",
-    "EulerDiscreteScheduler": "euler",
-    "EulerAncestralDiscreteScheduler": "euler_a",
-    "DPMSolverMultistepScheduler": "dpmpp_2m",
-    "LCMScheduler": "lcm",
-    "PNDMScheduler": "pndm",
-}
+_BY_CLASS: Final = {kind: name for name, kind in reversed(DIFFUSERS_CLASSES.items())}
 _STEPS_AND_GUIDANCE: Final = {"lcm": (4, 1.0)}
 _PREDICTION_TYPES: Final = ("epsilon", "v_prediction", "sample")
 _SMALLEST_SIZE: Final = 64

@@ -23,20 +23,14 @@ from pydantic import (
     model_validator,
 )
 
+from engine.schedulers import DIFFUSERS_CLASSES
 from service.errors import ApiError, words
 
 MAX_SEED: Final = 2**53 - 1
 RANDOM_SEEDS: Final = 2**32
 MAX_TRACK_ID_CHARACTERS: Final = 1024
 
-SCHEDULERS: Final = {
-    "DDIMScheduler": "ddim",
-    "EulerDiscreteScheduler": "euler",
-    "EulerAncestralDiscreteScheduler": "euler_a",
-    "DPMSolverMultistepScheduler": "dpmpp_2m",
-    "LCMScheduler": "lcm",
-    "PNDMScheduler": "pndm",
-}
+SCHEDULERS: Final = {kind: name for name, kind in reversed(DIFFUSERS_CLASSES.items())}
 """Names that clients of the hosted API send, and ours."""
 
 _TRUE: Final = ("true", "yes", "1")

@@ -26,6 +26,7 @@ from engine.schedulers.samplers import MAKERS
 from engine.schedulers.schedule import Schedule, SolverState, add_noise, denoised, step
 
 __all__ = [
+    "DIFFUSERS_CLASSES",
     "SCHEDULERS",
     "Schedule",
     "SolverState",
@@ -38,6 +39,17 @@ __all__ = [
 SCHEDULERS: Final = tuple(MAKERS)
 """The names a request may ask for."""
 
+DIFFUSERS_CLASSES: Final = {
+    "ddim": "DDIMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler_a": "EulerAncestralDiscreteScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "dpmpp_2m_karras": "DPMSolverMultistepScheduler",
+    "lcm": "LCMScheduler",
+    "pndm": "PNDMScheduler",
+}
+"""diffusers' class for each name; the karras one with ``use_karras_sigmas=True``."""
+
 
 def make_schedule(
     name: str, config: Mapping[str, Any], *, num_inference_steps: int, start: int = 0
@@ -47,7 +59,9 @@ def make_schedule(
     Args:
         name: One of ``SCHEDULERS``.
         config: diffusers' scheduler configuration of the checkpoint. What it does not say takes
-            the default of diffusers' class of that name, as ``Scheduler.from_config`` does.
+            the default of diffusers' class of that name, as ``Scheduler.from_config`` does, but
+            for two settings that its pipelines correct: latents are never clipped, and pndm
+            never makes the Runge-Kutta steps.
         num_inference_steps: Steps of the whole run.
         start: Leading steps to leave out (strength below 1).
 

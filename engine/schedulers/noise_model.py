@@ -20,14 +20,13 @@ class NoiseModel:
 
     def __init__(self, config: Mapping[str, Any], name: str) -> None:
         self.name = name
-        self.config = {**_COMMON, **_DEFAULTS[name], **config}
-        if name in ("dpmpp_2m", "dpmpp_2m_karras"):
-            self.config["use_karras_sigmas"] = name == "dpmpp_2m_karras"
-        for key, supported in _SUPPORTED.items():
-            value = self.config.get(key, supported[0])
-            if value not in supported:
+        self.config: dict[str, Any] = {}
+        for key, (default, supported) in {**_COMMON, **_OWN[name]}.items():
+            value = config.get(key, default)
+            if supported and value not in supported:
                 allowed = ", ".join(map(repr, supported))
                 raise BundleError(f"scheduler config: {key} is {value!r}; supported: {allowed}")
+            self.config[key] = value
         for key, low in _NUMBERS.items():
             value = self.config[key]
             if isinstance(value, bool) or not isinstance(value, int | float) or not value >= low:
@@ -44,7 +43,7 @@ class NoiseModel:
 
     def _betas(self) -> npt.NDArray[np.float32]:
         first, last, n = self.config["beta_start"], self.config["beta_end"], self.train_steps
-        if self.config.get("trained_betas") is not None:
+        if self.config["trained_betas"] is not None:
             betas = np.asarray(self.config["trained_betas"], np.float32)
         elif self.config["beta_schedule"] == "linear":
             betas = np.linspace(first, last, n, dtype=np.float32)
@@ -102,54 +101,64 @@ class NoiseModel:
         return np.stack([one / signal, -noise / signal], 1)
 
 
-_COMMON: Final = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.0001,
-    "beta_end": 0.02,
-    "beta_schedule": "linear",
-    "prediction_type": "epsilon",
-    "timestep_spacing": "leading",
-    "steps_offset": 0,
-    "rescale_betas_zero_snr": False,
-    "set_alpha_to_one": True,
-    "final_sigmas_type": "zero",
+_Read = Mapping[str, tuple[Any, tuple[Any, ...]]]
+"""What a sampler reads of a config: key, the default of diffusers' class of that name, and the
+values that are supported (any where empty). Other keys are not its business, as in diffusers."""
+
+_SPACINGS: Final = ("leading", "linspace", "trailing")
+_SIGMAS: Final[_Read] = {
+    "timestep_spacing": ("linspace", _SPACINGS),
+    "final_sigmas_type": ("zero", ("zero", "sigma_min")),
+    "use_exponential_sigmas": (False, (False, None)),
+    "use_beta_sigmas": (False, (False, None)),
 }
-_DPM: Final = {
-    "timestep_spacing": "linspace",
-    "lower_order_final": True,
-    "euler_at_final": False,
+# diffusers' DDIM clips the foreseen latents to [-1, 1] where a config does not say. That is meant
+# for pixels, and its Stable Diffusion pipelines switch it off; so does this table.
+_UNCLIPPED: Final[_Read] = {
+    "clip_sample": (False, (False,)),
+    "thresholding": (False, (False,)),
+    "set_alpha_to_one": (True, ()),
 }
-_DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "ddim": {},
-    "euler": {"timestep_spacing": "linspace"},
-    "euler_a": {"timestep_spacing": "linspace"},
+_DPM: Final[_Read] = {
+    **_SIGMAS,
+    "lower_order_final": (True, ()),
+    "euler_at_final": (False, ()),
+    "solver_type": ("midpoint", ("midpoint", "logrho", "bh1", "bh2")),
+    "thresholding": (False, (False,)),
+    "use_lu_lambdas": (False, (False, None)),
+    "use_flow_sigmas": (False, (False, None)),
+    "lambda_min_clipped": (-np.inf, (-np.inf,)),
+}
+_COMMON: Final[_Read] = {
+    "num_train_timesteps": (1000, ()),
+    "beta_start": (0.0001, ()),
+    "beta_end": (0.02, ()),
+    "beta_schedule": ("linear", ("scaled_linear", "linear")),
+    "trained_betas": (None, ()),
+    "prediction_type": ("epsilon", ("epsilon", "v_prediction", "sample")),
+    "timestep_spacing": ("leading", _SPACINGS),
+    "steps_offset": (0, ()),
+    "rescale_betas_zero_snr": (False, (False, True)),
+}
+_OWN: Final[Mapping[str, _Read]] = {
+    "ddim": _UNCLIPPED,
+    "euler": {
+        **_SIGMAS,
+        "use_karras_sigmas": (False, (False, True, None)),
+        "interpolation_type": ("linear", ("linear",)),
+        "timestep_type": ("discrete", ("discrete",)),
+    },
+    "euler_a": {"timestep_spacing": ("linspace", _SPACINGS)},
     "dpmpp_2m": _DPM,
     "dpmpp_2m_karras": _DPM,
     "lcm": {
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "original_inference_steps": 50,
-        "timestep_scaling": 10.0,
+        **_UNCLIPPED,
+        "beta_start": (0.00085, ()),
+        "beta_end": (0.012, ()),
+        "beta_schedule": ("scaled_linear", ("scaled_linear", "linear")),
+        "original_inference_steps": (50, ()),
+        "timestep_scaling": (10.0, ()),
     },
-    "pndm": {"set_alpha_to_one": False},
-}
-_SUPPORTED: Final[Mapping[str, tuple[Any, ...]]] = {
-    "beta_schedule": ("scaled_linear", "linear"),
-    "prediction_type": ("epsilon", "v_prediction", "sample"),
-    "timestep_spacing": ("leading", "linspace", "trailing"),
-    "final_sigmas_type": ("zero", "sigma_min"),
-    "interpolation_type": ("linear",),
-    "timestep_type": ("discrete",),
-    "algorithm_type": ("dpmsolver++",),
-    "solver_type": ("midpoint",),
-    "solver_order": (2,),
-    "skip_prk_steps": (True,),
-    "clip_sample": (False,),
-    "thresholding": (False,),
-    "use_exponential_sigmas": (False, None),
-    "use_beta_sigmas": (False, None),
-    "use_lu_lambdas": (False, None),
-    "use_flow_sigmas": (False, None),
+    "pndm": {"set_alpha_to_one": (False, ())},
 }
 _NUMBERS: Final = {"num_train_timesteps": 1, "beta_start": 0, "beta_end": 0, "steps_offset": 0}

@@ -97,7 +97,8 @@ def _sigma_timesteps(model: NoiseModel, n: int) -> tuple[Array, Array]:
 
 
 def _final_sigma(model: NoiseModel) -> float:
-    return 0.0 if model.config["final_sigmas_type"] == "zero" else float(model.sigmas[0])
+    at_zero = model.config.get("final_sigmas_type", "zero") == "zero"
+    return 0.0 if at_zero else float(model.sigmas[0])
 
 
 def _karras(sigma_min: float, sigma_max: float, n: int, rho: float = 7.0) -> Array:
@@ -114,7 +115,7 @@ def _sigma_to_t(model: NoiseModel, sigmas: Array) -> Array:
 
 def _dpmpp_2m(model: NoiseModel, n: int, start: int) -> Schedule:
     """DPM-Solver++(2M), Lu et al. 2022, algorithm 2, midpoint form."""
-    if model.config["use_karras_sigmas"]:
+    if model.name == "dpmpp_2m_karras":
         sigmas = _karras(model.sigmas[0], model.sigmas[-1], n)
         t = _sigma_to_t(model, sigmas).round()
     else:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from engine import Engine
+from engine import Engine, InpaintRequest
 from tests.engine.tiny import make_bundle
 
 
@@ -47,3 +48,19 @@ def hole() -> npt.NDArray[np.uint8]:
     mask = np.zeros((96, 128), np.uint8)
     mask[30:62, 50:90] = 255
     return mask
+
+
+@pytest.fixture
+def manual(bundle_path: Path) -> Iterator[Engine]:
+    """An engine whose loop the test drives."""
+    with Engine.open(bundle_path, threads=1, background=False) as opened:
+        yield opened
+
+
+@pytest.fixture
+def ask(picture: npt.NDArray[np.uint8], hole: npt.NDArray[np.uint8]) -> Any:
+    def make(**changes: Any) -> InpaintRequest:
+        values = {"image": picture, "mask": hole, "prompt": "a red apple", "seed": 1}
+        return InpaintRequest(**(values | changes))
+
+    return make

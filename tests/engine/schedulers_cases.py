@@ -83,6 +83,10 @@ def _cases() -> list[Case]:
     cases.append(
         Case(scheduler="euler", config={**BASE, "use_karras_sigmas": True}, steps=9, start=2)
     )
+    others = {"use_karras_sigmas": True, "final_sigmas_type": "sigma_min", "solver_type": "bh2"}
+    for name in ("ddim", "euler_a", "pndm", "lcm"):  # what is not theirs to read
+        config = {**BASE, **others, "skip_prk_steps": True}
+        cases.append(Case(scheduler=name, config=config, steps=6, start=0))
     for name, value in (("ddim", True), ("ddim", False), ("pndm", True), ("pndm", False)):
         config = {**BASE, "set_alpha_to_one": value, "skip_prk_steps": True}
         cases.append(Case(scheduler=name, config=config, steps=7, start=0))

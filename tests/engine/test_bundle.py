@@ -67,6 +67,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no manifest": (lambda f: (f / "bundle.json").unlink(), r"has no bundle\.json"),
     "not JSON": (lambda f: (f / "bundle.json").write_text("{"), r"is not valid JSON"),
     "not an object": (lambda f: (f / "bundle.json").write_text("[]"), r"expected an object"),
+    "deep manifest": (lambda f: (f / "bundle.json").write_text("[" * 9**5), r"is not valid JSON"),
     "huge manifest": (
         lambda f: (f / "bundle.json").write_text(" " * (1 << 20) + "{}"),
         r"is larger than 1048576 bytes",
@@ -104,6 +105,15 @@ EDITS: dict[str, tuple[Callable[[Any], object], str]] = {
     "dtype": (
         lambda m: m["components"]["unet"]["inputs"][0].update(dtype="float8"),
         r"dtype is 'float8'; allowed: float32",
+    ),
+    "unfit dtype": (
+        lambda m: m["components"]["unet"]["inputs"][1].update(dtype="int64"),
+        r"unet: timestep is int64; expected float32",
+    ),
+    "size": (lambda m: m["defaults"].update(size=100), r"size is 100; it must be a multiple of 8"),
+    "sizes": (
+        lambda m: m["defaults"].update(size=128, max_size=64),
+        r"max_size is 64; at least size",
     ),
     "embedding width": (
         lambda m: m["components"]["text_encoder"]["outputs"][0].update(shape=["batch", 8, 17]),

@@ -60,13 +60,14 @@ def test_a_large_hole_is_brought_down_to_the_largest_good_size() -> None:
         ((512, 512), (0, 0, 512, 512), True),  # all of it
         ((512, 512), (100, 100, 400, 400), True),  # most of it
         ((512, 512), (200, 200, 280, 280), False),  # a small hole
+        ((256, 256), (20, 20, 236, 236), True),  # small: enlarged to what the model is good at
         ((2000, 2000), (0, 0, 2000, 2000), True),  # all of it, scaled down
     ],
 )
 def test_auto(size: tuple[int, int], box: tuple[int, int, int, int], whole: bool) -> None:
     geometry = plan(mask_with_box(*size, box), region="auto", defaults=good_at(512, 768))
     assert (geometry.box == (0, 0, *size)) is whole
-    assert max(geometry.padded_width, geometry.padded_height) <= 768
+    assert 512 <= max(geometry.padded_width, geometry.padded_height) <= 768
 
 
 def test_an_empty_mask_works_on_the_whole() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.mask import binarise, bounding_box, grow, to_latents, to_latents_nearest
+from engine.mask import binarise, bounding_box, to_latents, to_latents_nearest
 
 
 def test_threshold_is_half() -> None:
@@ -40,13 +40,3 @@ def test_bounding_box() -> None:
     assert bounding_box(mask) is None
     mask[10:20, 30:45] = 1
     assert bounding_box(mask) == (30, 10, 45, 20)
-
-
-def test_grow_widens_by_a_disc() -> None:
-    mask = np.zeros((21, 21), np.uint8)
-    mask[10, 10] = 1
-    wide = grow(mask, 3)
-    assert wide[10, 7] == wide[13, 10] == 1
-    assert wide[10, 6] == 0
-    assert wide[7, 7] == 0
-    assert grow(mask, 0) is mask

@@ -31,6 +31,7 @@ def test_goldens(seed: int, shape: tuple[int, ...], first: list[float], last: li
     np.testing.assert_allclose(drawn.ravel()[-3:], last, atol=TOLERANCE)
 
 
+@pytest.mark.export
 def test_the_stream_goes_on_as_torch_does() -> None:
     torch = pytest.importorskip("torch")
     for seed in (0, 7, 2**32 + 5, 2**53 - 1):

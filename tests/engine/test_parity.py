@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pytest
 
 from engine import Engine, InpaintRequest, InputError
-from engine.schedulers import SCHEDULERS
+from engine.schedulers import DIFFUSERS_CLASSES, SCHEDULERS
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -39,16 +39,6 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
     "9-channel KL": {"unet_channels": 9, "vae": "kl"},
     "9-channel tiny VAE": {"unet_channels": 9, "vae": "tiny"},
     "4-channel KL": {"unet_channels": 4, "vae": "kl"},
-}
-
-CLASSES = {
-    "ddim": "DDIMScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "euler_a": "EulerAncestralDiscreteScheduler",
-    "dpmpp_2m": "DPMSolverMultistepScheduler",
-    "dpmpp_2m_karras": "DPMSolverMultistepScheduler",
-    "lcm": "LCMScheduler",
-    "pndm": "PNDMScheduler",
 }
 
 
@@ -78,7 +68,7 @@ class Pair:
         extra = {"use_karras_sigmas": True} if request.scheduler.endswith("karras") else {}
         if request.scheduler == "pndm":
             extra["skip_prk_steps"] = True
-        kind = getattr(diffusers, CLASSES[request.scheduler])
+        kind = getattr(diffusers, DIFFUSERS_CLASSES[request.scheduler])
         latents: list[Any] = []
 
         def keep(pipe: object, step: int, timestep: object, kept: dict[str, Any]) -> dict[str, Any]:

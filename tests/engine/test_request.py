@@ -22,6 +22,14 @@ def test_a_good_request() -> None:
     assert request.strength == 1.0
 
 
+def test_numpy_numbers_become_plain() -> None:
+    changes = {"seed": np.uint8(255), "strength": np.float32(0.5), "samples": np.int64(4)}
+    request = InpaintRequest(**(GOOD | changes))
+    assert type(request.seed) is int
+    assert type(request.strength) is float
+    assert request.seed + request.samples == 259
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
@@ -48,6 +56,8 @@ def test_a_good_request() -> None:
         ("strength", "0.5", "must be a number"),
         ("num_inference_steps", 0, "between 1 and 200"),
         ("guidance_scale", -1.0, "between 0 and 50"),
+        ("prompt", "\ud800", "is not valid Unicode"),
+        ("scheduler", ["ddim"], "must be a name"),
         ("region", "left", "allowed: auto, full, mask"),
     ],
 )

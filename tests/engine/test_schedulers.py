@@ -15,6 +15,7 @@ from engine import InputError
 from engine.errors import BundleError
 from engine.noise import Generator
 from engine.schedulers import (
+    DIFFUSERS_CLASSES,
     SCHEDULERS,
     SolverState,
     add_noise,
@@ -93,8 +94,6 @@ def test_timesteps_of_every_number_of_steps() -> None:
     pytest.importorskip("diffusers")
     import diffusers
 
-    from tests.engine.goldens.record import CLASSES
-
     for name in SCHEDULERS:
         for spacing in ("leading", "linspace", "trailing"):
             config = {**BASE, "timestep_spacing": spacing, "skip_prk_steps": True}
@@ -102,7 +101,7 @@ def test_timesteps_of_every_number_of_steps() -> None:
                 config["use_karras_sigmas"] = True
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                scheduler = getattr(diffusers, CLASSES[name]).from_config(config)
+                scheduler = getattr(diffusers, DIFFUSERS_CLASSES[name]).from_config(config)
             for steps in range(1, 51 if name == "lcm" else 151):
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
@@ -142,6 +141,8 @@ def test_a_step_leaves_its_input_alone() -> None:
         ("ddim", {}, 1001, InputError, "ddim allows 1 to 1000"),
         ("pndm", {"prediction_type": "sample"}, 4, InputError, "pndm does not fit this bundle"),
         ("ddim", {"rescale_betas_zero_snr": True}, 4, InputError, "ddim does not fit this bundle"),
+        ("lcm", {"thresholding": True}, 4, BundleError, "thresholding is True"),
+        ("dpmpp_2m", {"solver_type": "heun"}, 4, BundleError, "solver_type is 'heun'"),
         ("ddim", {"clip_sample": True}, 4, BundleError, "clip_sample is True; supported: False"),
         ("ddim", {"beta_schedule": "cosine"}, 4, BundleError, "beta_schedule is 'cosine'"),
         ("ddim", {"beta_start": "0"}, 4, BundleError, "beta_start is '0'; must be a number"),

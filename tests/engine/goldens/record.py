@@ -11,18 +11,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from engine.schedulers import DIFFUSERS_CLASSES
 from tests.engine.schedulers_cases import CASES, LATENTS, Case, answer, first_noise
 
 PATH = Path(__file__).parent / "schedulers.json"
-CLASSES = {
-    "ddim": "DDIMScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "euler_a": "EulerAncestralDiscreteScheduler",
-    "dpmpp_2m": "DPMSolverMultistepScheduler",
-    "dpmpp_2m_karras": "DPMSolverMultistepScheduler",
-    "lcm": "LCMScheduler",
-    "pndm": "PNDMScheduler",
-}
 
 
 def run_diffusers(case: Case) -> tuple[list[float], Any]:
@@ -35,7 +27,7 @@ def run_diffusers(case: Case) -> tuple[list[float], Any]:
         config["use_karras_sigmas"] = True
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        scheduler = getattr(diffusers, CLASSES[case.scheduler]).from_config(config)
+        scheduler = getattr(diffusers, DIFFUSERS_CLASSES[case.scheduler]).from_config(config)
         scheduler.set_timesteps(case.steps)
         timesteps = scheduler.timesteps[case.start :]
         if hasattr(scheduler, "set_begin_index"):
