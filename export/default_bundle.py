@@ -46,6 +46,12 @@ _KNOWN: Final = {
 }
 """Authors that the manifest leaves out, from the notes of GCompris and scikit-learn."""
 
+_LOMIRI: Final = {
+    "freespace": ('Trevor "Freespace"', "CC-BY-4.0"),
+    "Clements Engelhardt": ("Clemens Engelhardt", "CC0-1.0"),
+}
+"""By the package's copyright file, where it differs from the file's name or from CC-BY-4.0."""
+
 _NOTES: Final = """\
 # Licence of the model
 
@@ -79,7 +85,8 @@ def licence_notes(photos: Path) -> str:
         licence = photo["licence"]
         if name.startswith("lomiri__"):
             words, _, author = title.replace("_", " ").rpartition(" by ")
-            title, licence, source = words, "CC-BY-4.0 or CC0-1.0", "lomiri-wallpapers"
+            title, source = words, "lomiri-wallpapers"
+            author, licence = _LOMIRI.get(author, (author, "CC-BY-4.0"))
         parts = [f'"{title}"', author, licence, source]
         lines.append("- " + ", ".join(part for part in parts if part))
     return _NOTES + "\n".join(lines) + "\n"

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from engine import Bundle
     from service.commands.arguments import Commands
 
-TARGETS: Final = ("cpu", "cuda", "tensorrt")
-PRECISIONS: Final = ("fp32", "fp16", "int8")
+TARGETS: Final = ("cpu",)
+PRECISIONS: Final = ("fp32",)
 OURS: Final = ("engine", "export", "service", "bench")
 
 

@@ -204,7 +204,7 @@ def test_licence_notes_credit_the_photographs(tmp_path: Path) -> None:
     ]
     (tmp_path / "photos.json").write_text(json.dumps(photos))
     notes = licence_notes(tmp_path / "photos.json")
-    assert '- "red sea", Ann Other, CC-BY-4.0 or CC0-1.0, lomiri-wallpapers\n' in notes
+    assert '- "red sea", Ann Other, CC-BY-4.0, lomiri-wallpapers\n' in notes
     assert '- "dam", D, CC-BY-2.0, at\n' in notes
     assert '"home"' not in notes
     assert "Fluent Emoji (c) Microsoft Corporation, MIT" in notes

@@ -68,10 +68,10 @@ def test_export(exporter: dict[str, Any], capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_options_and_json(exporter: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    wanted = ["--target", "cuda", "--precision", "fp16", "--revision", "abc", "--overwrite"]
+    wanted = ["--target", "cpu", "--precision", "fp32", "--revision", "abc", "--overwrite"]
     assert main(["export", "m", "--output", "out", *wanted, "--json"]) == 0
     options = exporter["call"][2]
-    assert (options["target"], options["precision"]) == ("cuda", "fp16")
+    assert (options["target"], options["precision"]) == ("cpu", "fp32")
     assert (options["revision"], options["overwrite"]) == ("abc", True)
     record = json.loads(capsys.readouterr().out)
     assert record["bytes"] == 2_500_000
