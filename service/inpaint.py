@@ -78,7 +78,7 @@ class Inpainter:
         identity, prefix = new_id(), new_prefix()
         try:
             request = await asyncio.to_thread(_request, body, init, mask)
-            result = await _finished(self._engine.submit(request))
+            result = await _finished(await _submitted(self._engine, request))
         except InputError as exc:
             raise refused_value(exc) from exc
         except RequestCancelled as exc:
@@ -155,6 +155,22 @@ def _request(body: InpaintBody, init: bytes, mask: bytes) -> InpaintRequest:
         scheduler=body.scheduler,
         region=body.region,
     )
+
+
+async def _submitted(engine: PictureEngine, request: InpaintRequest) -> PictureTicket:
+    """Hand in a request from a thread, since its pictures are copied; a ticket that comes when
+    nobody waits for it any longer is cancelled."""
+    handing_in = asyncio.ensure_future(asyncio.to_thread(engine.submit, request))
+
+    def drop(done: asyncio.Future[PictureTicket]) -> None:
+        if not done.cancelled() and done.exception() is None:
+            done.result().cancel()
+
+    try:
+        return await asyncio.shield(handing_in)
+    except asyncio.CancelledError:
+        handing_in.add_done_callback(drop)
+        raise
 
 
 async def _finished(ticket: PictureTicket) -> InpaintResult:

@@ -165,9 +165,10 @@ def _fill(
 
     try:
         with progress("loading the model") as advance, Engine.open(bundle, device=device) as engine:
-            ticket = engine.submit(request)
+            ticket = engine.submit(
+                request, on_step=lambda step, total, preview: advance("denoising", step, total)
+            )
             try:
-                ticket.on_step(lambda step, total, preview: advance("denoising", step, total))
                 return ticket.result(), engine.device.name
             except KeyboardInterrupt:
                 ticket.cancel()

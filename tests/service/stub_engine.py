@@ -14,6 +14,7 @@ from engine import EngineError, InpaintRequest, InpaintResult, Ticket, Timings
 from engine.bundle import Bundle
 from engine.engine import DEFAULT_BUNDLE
 from engine.sessions.devices import Device
+from engine.ticket import OnStep
 
 COLOUR = (200, 30, 60)
 
@@ -49,10 +50,12 @@ class StubEngine:
     def bundle(self) -> Bundle:
         return Bundle.open(DEFAULT_BUNDLE)
 
-    def submit(self, request: InpaintRequest) -> Ticket:
+    def submit(self, request: InpaintRequest, *, on_step: OnStep | None = None) -> Ticket:
         self.requests.append(request)
-        ticket = Ticket(request)
-        threading.Thread(target=self._work, args=(ticket,), daemon=True).start()
+        ticket = Ticket()
+        if on_step is not None:
+            ticket.on_step(on_step)
+        threading.Thread(target=self._work, args=(ticket, request), daemon=True).start()
         return ticket
 
     def close(self) -> None:
@@ -69,7 +72,7 @@ class StubEngine:
     ) -> None:
         self.close()
 
-    def _work(self, ticket: Ticket) -> None:
+    def _work(self, ticket: Ticket, request: InpaintRequest) -> None:
         begin = time.monotonic()
         ticket.report_step(1, 2, lambda: np.zeros((8, 8, 3), np.uint8))
         while time.monotonic() - begin < self.delay:
@@ -78,7 +81,7 @@ class StubEngine:
                 ticket.settle(Ticket.cancellation())
                 return
             time.sleep(0.01)
-        ticket.settle(self.error or fill(ticket.request))
+        ticket.settle(self.error or fill(request))
 
 
 def fill(request: InpaintRequest) -> InpaintResult:
