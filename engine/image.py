@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import cv2
 import numpy as np
@@ -28,6 +28,8 @@ _JPEG: Final = b"\xff\xd8\xff"
 _JPEG_SIZES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """Markers of the frame header, which carries the size."""
 
+_ORIENTATION_TAG: Final = 0x0112
+_SHORT: Final = 3
 _PARAMETERLESS: Final = frozenset({0x01, *range(0xD0, 0xD8)})
 
 
@@ -69,7 +71,7 @@ def sniff(data: bytes, *, field: str = "image") -> Header:
 def decode_picture(data: bytes, *, field: str = "image") -> Rgb:
     """Decode a PNG or JPEG to (H, W, 3) uint8 RGB.
 
-    A JPEG's EXIF orientation is applied, alpha is laid over white, 16-bit values are scaled to 8.
+    EXIF orientation is applied, alpha is laid over white, 16-bit values are scaled to 8.
 
     Raises:
         InputError: If the bytes are not a whole PNG or JPEG within the limits.
@@ -129,6 +131,8 @@ def _decode(data: bytes, field: str) -> npt.NDArray[np.uint8]:
         raise InputError(field, f"is a damaged or incomplete {header.format.upper()} picture")
     if sorted(pixels.shape[:2]) != sorted((header.height, header.width)):
         raise InputError(field, f"is a {kind} whose header and data disagree")
+    if header.format == "png":
+        pixels = _upright(pixels, _png_orientation(data))
     if pixels.dtype == np.uint16:
         pixels = ((pixels.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
     if pixels.ndim == 2:
@@ -151,6 +155,45 @@ def _png_header(data: bytes, field: str) -> Header:
         raise InputError(field, "is a PNG that ends before its header does")
     width, height = struct.unpack(">II", data[16:24])
     return Header(format="png", width=width, height=height)
+
+
+def _png_orientation(data: bytes) -> int:
+    """The EXIF orientation in a PNG's eXIf chunk (PNG specification, third edition); 1 without."""
+    position = len(_PNG)
+    while position + 8 <= len(data):
+        length, kind = struct.unpack(">I4s", data[position : position + 8])
+        if kind == b"eXIf":
+            return _tiff_orientation(data[position + 8 : position + 8 + length])
+        if kind in (b"IDAT", b"IEND"):  # eXIf may follow the data, but no camera puts it there
+            return 1
+        position += 12 + length
+    return 1
+
+
+def _tiff_orientation(block: bytes) -> int:
+    """The orientation (tag 0x0112) in the first directory of a TIFF block; 1 where there is none
+    or the block is damaged."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
+    if order is None:
+        return 1
+    try:
+        (start,) = struct.unpack_from(f"{order}I", block, 4)
+        (count,) = struct.unpack_from(f"{order}H", block, start)
+        for i in range(count):
+            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", block, start + 2 + 12 * i)
+            if (tag, kind) == (_ORIENTATION_TAG, _SHORT):
+                return value if 1 <= value <= 8 else 1
+    except struct.error:
+        return 1
+    return 1
+
+
+def _upright(pixels: npt.NDArray[np.generic], orientation: int) -> npt.NDArray[Any]:
+    """Undo an EXIF orientation (EXIF 2.32, table 6): mirror, then turn clockwise."""
+    if orientation in (2, 4, 5, 7):
+        pixels = pixels[:, ::-1]
+    turns = {1: 0, 2: 0, 3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}[orientation]
+    return np.ascontiguousarray(np.rot90(pixels, turns))
 
 
 def _jpeg_header(data: bytes, field: str) -> Header:

@@ -43,12 +43,22 @@ def palette_png() -> bytes:
     )
 
 
-def with_exif(jpeg: bytes, orientation: int) -> bytes:
+def exif(orientation: int, order: str = "<") -> bytes:
+    """A TIFF block whose only entry is the orientation."""
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    entry = struct.pack(f"{order}HHIHH", 0x0112, 3, 1, orientation, 0)
+    return mark + struct.pack(f"{order}IH", 8, 1) + entry + bytes(4)
+
+
+def jpeg_with_exif(jpeg: bytes, orientation: int) -> bytes:
     """Put an EXIF block with that orientation behind the JPEG's first marker."""
-    entry = struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0)
-    tiff = b"II*\x00" + struct.pack("<I", 8) + struct.pack("<H", 1) + entry + b"\x00" * 4
-    body = b"Exif\x00\x00" + tiff
+    body = b"Exif\0\0" + exif(orientation)
     return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + jpeg[2:]
+
+
+def png_with_exif(encoded: bytes, block: bytes) -> bytes:
+    """Put an eXIf chunk behind the PNG's header chunk."""
+    return encoded[:33] + chunk(b"eXIf", block) + encoded[33:]
 
 
 def test_png_round_trip_is_exact(picture: npt.NDArray[np.uint8]) -> None:
@@ -102,15 +112,38 @@ def test_mask_luminance() -> None:
     assert decode_mask(png(green_in_bgr))[0, 0] == 150
 
 
-def test_exif_orientation_is_applied() -> None:
-    upright = np.zeros((16, 32, 3), np.uint8)
-    upright[:8, :16] = 255
-    jpeg = encode_jpeg(upright)
-    assert decode_picture(with_exif(jpeg, 1)).shape == (16, 32, 3)
-    turned = decode_picture(with_exif(jpeg, 6))  # to be turned clockwise
-    assert turned.shape == (32, 16, 3)
-    assert turned[4, 12].min() > 200
-    assert turned[28, 4].max() < 50
+# Where the top left corner of an upright 2x3 picture lies in the stored one, by EXIF's table 6.
+TURNED = {
+    1: lambda p: p,
+    2: lambda p: p[:, ::-1],
+    3: lambda p: p[::-1, ::-1],
+    4: lambda p: p[::-1],
+    5: lambda p: p.transpose(1, 0, 2),
+    6: lambda p: p[::-1].transpose(1, 0, 2)[::-1, ::-1],
+    7: lambda p: p[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda p: p.transpose(1, 0, 2)[::-1][::-1, ::-1],
+}
+"""How a camera that says so stores an upright picture."""
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    upright = np.zeros((32, 48, 3), np.uint8)
+    upright[:16, :16] = 255
+    upright[16:, 32:] = 120
+    stored = np.ascontiguousarray(TURNED[orientation](upright))
+    for block in (exif(orientation), exif(orientation, ">")):
+        decoded = decode_picture(png_with_exif(encode_png(stored), block))
+        assert np.array_equal(decoded, upright)
+    jpeg = decode_picture(jpeg_with_exif(encode_jpeg(stored), orientation))
+    assert np.abs(jpeg.astype(int) - upright).max() < 40
+
+
+@pytest.mark.parametrize(
+    "block", [b"", b"II*\0", b"II*\0\xff\xff\xff\xff", exif(0), exif(9), exif(6)[:-8], b"XX"]
+)
+def test_damaged_exif_is_passed_over(picture: npt.NDArray[np.uint8], block: bytes) -> None:
+    assert np.array_equal(decode_picture(png_with_exif(encode_png(picture), block)), picture)
 
 
 @pytest.mark.parametrize(
