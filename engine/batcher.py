@@ -1,8 +1,9 @@
 """Which jobs share the next UNet call: policy only, no state beyond what the jobs carry.
 
-Every call takes rows of one latent shape. Among the shapes that have work, the one that waited
-longest goes first; within it, jobs go in order of waiting too, as many as fit. So nobody starves,
-and a short job never waits for a long one to end.
+Every call takes rows of one latent shape. The job for which the least was done so far goes first,
+whatever its size, and takes along those of its shape that fit, in the same order. So everybody gets
+an equal share of the machine, counted in pixels: nobody starves, and a short job does not wait for
+a long one to end, nor a small one for a large one.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def pick(waiting: Sequence[Item], *, max_pixels: int) -> list[Item]:
     """Choose the jobs of the next UNet call.
 
     Args:
-        waiting: Running jobs, the one that waited longest first.
+        waiting: Running jobs, the one for which the least was done first.
         max_pixels: What one call may carry, which bounds its memory and how long it takes; a
             single job with more goes alone.
     """

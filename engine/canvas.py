@@ -104,12 +104,16 @@ def plan(mask: Mask, *, region: Region, defaults: Defaults, reference: bool = Fa
 
 
 def resize(image: Rgb, *, width: int, height: int) -> Rgb:
-    """Resize (H, W, 3): by area when it shrinks, by Lanczos when it grows."""
+    """Resize (H, W, 3): by area where it shrinks, by Lanczos where it grows."""
     if image.shape[:2] == (height, width):
         return image
-    shrinks = width < image.shape[1] or height < image.shape[0]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LANCZOS4
-    return np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
+    smaller = min(width, image.shape[1]), min(height, image.shape[0])
+    if smaller != (image.shape[1], image.shape[0]):
+        image = np.asarray(cv2.resize(image, smaller, interpolation=cv2.INTER_AREA), np.uint8)
+    if smaller != (width, height):
+        grown = cv2.resize(image, (width, height), interpolation=cv2.INTER_LANCZOS4)
+        image = np.asarray(grown, np.uint8)
+    return image
 
 
 def _geometry(width: int, height: int, box: tuple[int, int, int, int], scale: float) -> Geometry:

@@ -132,6 +132,7 @@ def _decode(data: bytes, field: str) -> npt.NDArray[np.uint8]:
     if sorted(pixels.shape[:2]) != sorted((header.height, header.width)):
         raise InputError(field, f"is a {kind} whose header and data disagree")
     if header.format == "png":
+        pixels = _with_grey_transparency(pixels, data)
         pixels = _upright(pixels, _png_orientation(data))
     if pixels.dtype == np.uint16:
         pixels = ((pixels.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
@@ -157,17 +158,33 @@ def _png_header(data: bytes, field: str) -> Header:
     return Header(format="png", width=width, height=height)
 
 
-def _png_orientation(data: bytes) -> int:
-    """The EXIF orientation in a PNG's eXIf chunk (PNG specification, third edition); 1 without."""
+def _png_chunk(data: bytes, wanted: bytes) -> bytes:
+    """The first chunk of a kind before the picture's data; empty where there is none."""
     position = len(_PNG)
     while position + 8 <= len(data):
         length, kind = struct.unpack(">I4s", data[position : position + 8])
-        if kind == b"eXIf":
-            return _tiff_orientation(data[position + 8 : position + 8 + length])
-        if kind in (b"IDAT", b"IEND"):  # eXIf may follow the data, but no camera puts it there
-            return 1
+        if kind == wanted:
+            return data[position + 8 : position + 8 + length]
+        if kind in (b"IDAT", b"IEND"):
+            break
         position += 12 + length
-    return 1
+    return b""
+
+
+def _with_grey_transparency(pixels: npt.NDArray[Any], data: bytes) -> npt.NDArray[Any]:
+    """Give a grey PNG with a transparent level (tRNS) its alpha, which OpenCV leaves out."""
+    depth, colour_type, level = data[24], data[25], _png_chunk(data, b"tRNS")
+    if colour_type != 0 or len(level) != 2 or pixels.ndim != 2:
+        return pixels
+    full = np.iinfo(pixels.dtype).max
+    key = int.from_bytes(level, "big") * full // ((1 << depth) - 1)
+    alpha = np.where(pixels == key, 0, full).astype(pixels.dtype)
+    return np.dstack([pixels, pixels, pixels, alpha])
+
+
+def _png_orientation(data: bytes) -> int:
+    """The EXIF orientation in a PNG's eXIf chunk (PNG specification, third edition); 1 without."""
+    return _tiff_orientation(_png_chunk(data, b"eXIf"))
 
 
 def _tiff_orientation(block: bytes) -> int:

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
@@ -41,12 +41,17 @@ class _Submitted:
     clock: Clock
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)
 class _Running:
     """A prepared job and the ticket it is for."""
 
     ticket: Ticket
     job: Job
+    served: int
+    """Pixels the UNet has worked on for it, plus what the others had when it joined."""
+    parts: list[npt.NDArray[np.float32]] = field(default_factory=list)
+    """What the UNet has said to the first rows of the step under way, where one call is too
+    small for all of them."""
 
     @property
     def shape_key(self) -> tuple[int, ...]:
@@ -72,7 +77,7 @@ class Loop:
         self._prompts = prompts
         self._max_batch_pixels = max_batch_pixels
         self._submitted: deque[_Submitted] = deque()
-        self._running: deque[_Running] = deque()
+        self._running: list[_Running] = []
         self._wake = threading.Condition()
         self._turn = threading.Lock()  # held by whoever does a round, ...
         self._turn_of: int | None = None  # ... and its thread, so that callbacks are known
@@ -144,9 +149,11 @@ class Loop:
         self._models.close()
 
     def _advance(self) -> None:
-        batch = pick(self._running, max_pixels=self._max_batch_pixels)
+        """One UNet call, for those whom the least was done for so far."""
+        due = sorted(self._running, key=lambda running: running.served)
+        batch = pick(due, max_pixels=self._max_batch_pixels)
         if batch:
-            self._running = deque(r for r in self._running if r not in batch)
+            self._running = [r for r in self._running if r not in batch]
             self._run(batch)
 
     def _drop_cancelled(self) -> None:
@@ -156,7 +163,7 @@ class Loop:
             if not gone:
                 return
             self._submitted = deque(s for s in self._submitted if s.ticket not in gone)
-            self._running = deque(r for r in self._running if r.ticket not in gone)
+            self._running = [r for r in self._running if r.ticket not in gone]
         for ticket in gone:
             ticket.settle(Ticket.cancellation())
 
@@ -189,7 +196,8 @@ class Loop:
         except Exception as exc:
             ticket.settle(_as_engine_error(exc))
             return
-        self._running.append(_Running(ticket=ticket, job=job))
+        least = min((running.served for running in self._running), default=0)
+        self._running.append(_Running(ticket=ticket, job=job, served=least))
 
     def _run(self, batch: list[_Running]) -> None:
         """One UNet call for a batch, one scheduler step for each of its jobs."""
@@ -201,6 +209,10 @@ class Loop:
                 running.ticket.settle(_as_engine_error(exc))
             return
         seconds = time.perf_counter() - begin
+        if noise_pred is None:
+            batch[0].job.clock.add("unet", seconds)
+            self._running.append(batch[0])
+            return
         first = 0
         for running in batch:
             job, last = running.job, first + running.job.row_count
@@ -220,16 +232,29 @@ class Loop:
             else:
                 self._running.append(running)
 
-    def _predict(self, batch: list[_Running]) -> npt.NDArray[np.float32]:
-        """The UNet's answer to all rows of a batch, in one call unless one job alone is too much
-        for it."""
+    def _predict(self, batch: list[_Running]) -> npt.NDArray[np.float32] | None:
+        """The UNet's answer to all rows of a batch.
+
+        A job whose step is too much for one call gets a part of it a round, so that others have
+        their turn in between; None until the last part.
+        """
         rows = [row for running in batch for row in running.job.rows()]
         pixels = sum(running.pixels for running in batch)
         if pixels <= self._max_batch_pixels or len(rows) == 1:
+            for running in batch:
+                running.served += running.pixels
             return self._models.unet(rows)
+        (alone,) = batch
+        done = sum(len(part) for part in alone.parts)
         size = max(1, self._max_batch_pixels * len(rows) // pixels)
-        parts = [rows[i : i + size] for i in range(0, len(rows), size)]
-        return np.concatenate([self._models.unet(part).copy() for part in parts])
+        part = rows[done : done + size]
+        alone.served += alone.pixels * len(part) // len(rows)
+        alone.parts.append(self._models.unet(part).copy())
+        if done + len(part) < len(rows):
+            return None
+        answer = np.concatenate(alone.parts)
+        alone.parts.clear()
+        return answer
 
     def _finish(self, running: _Running) -> None:
         try:

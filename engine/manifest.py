@@ -196,7 +196,7 @@ def read_latents(entry: Entry) -> Latents:
     factors = entry.get("rgb_factors", list)
     channels = entry.integer("channels", low=1, high=64)
     rows_ok = all(
-        isinstance(row, list) and len(row) == 3 and all(isinstance(x, int | float) for x in row)
+        isinstance(row, list) and len(row) == 3 and all(_is_finite(x) for x in row)
         for row in factors
     )
     if factors and (len(factors) != channels + 1 or not rows_ok):
@@ -231,6 +231,10 @@ def read_defaults(entry: Entry) -> Defaults:
             f"{entry.where}: max_size is {defaults.max_size}; at least size, {defaults.size}"
         )
     return defaults
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e9
 
 
 def sha256_of(path: Path) -> str:

@@ -21,26 +21,31 @@ Mask = npt.NDArray[np.uint8]
 
 
 def binarise(grey: npt.NDArray[np.uint8], *, width: int, height: int) -> Mask:
-    """Bring a grey mask to (height, width) uint8 of 0 and 1.
-
-    A mask of another size is enlarged by nearest neighbour and reduced by area, where a cell
-    counts as soon as any part of it is to be repainted, so that thin strokes survive.
-    """
-    binary = (grey >= THRESHOLD).astype(np.uint8)
-    if binary.shape == (height, width):
-        return binary
-    return resize(binary, width=width, height=height)
+    """Bring a grey mask to (height, width) uint8 of 0 and 1, whatever size it comes in."""
+    return resize((grey >= THRESHOLD).astype(np.uint8), width=width, height=height)
 
 
 def resize(binary: Mask, *, width: int, height: int) -> Mask:
-    """Resize a binary mask so that whatever it covers stays covered."""
-    if binary.shape == (height, width):
+    """Resize a binary mask so that whatever it covers stays covered.
+
+    Each axis by itself: enlarged by nearest neighbour, reduced so that a cell counts as soon as
+    any part of it is to be repainted. So thin strokes survive.
+    """
+    return _resize_axis(_resize_axis(binary, height, axis=0), width, axis=1)
+
+
+def _resize_axis(binary: Mask, size: int, *, axis: int) -> Mask:
+    have = binary.shape[axis]
+    if size == have:
         return binary
-    if binary.shape[0] <= height and binary.shape[1] <= width:
-        larger = cv2.resize(binary, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-        return np.asarray(larger, np.uint8)
-    cover = cv2.resize(binary.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
-    return (cover > 1e-4).astype(np.uint8)
+    cells = np.arange(size)
+    if size > have:
+        nearest = (2 * cells + 1) * have // (2 * size)
+        return np.asarray(np.take(binary, nearest, axis=axis), np.uint8)
+    # cell k covers [k, k + 1) have / size: whole pixels by reduceat, then the one it shares
+    first, last = cells * have // size, -(-(cells + 1) * have // size) - 1
+    covered = np.maximum.reduceat(binary, first, axis=axis)
+    return np.asarray(np.maximum(covered, np.take(binary, last, axis=axis)), np.uint8)
 
 
 def bounding_box(binary: Mask) -> tuple[int, int, int, int] | None:

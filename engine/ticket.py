@@ -5,15 +5,19 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from engine.errors import RequestCancelled
+from engine.errors import EngineError, RequestCancelled
 from engine.request import InpaintResult
 
 logger = logging.getLogger(__name__)
+
+_inside = threading.local()
+"""Marks the thread that is running callbacks for an engine, which must not wait for itself."""
 
 MakePreview: TypeAlias = Callable[[], npt.NDArray[np.uint8]]
 OnStep: TypeAlias = Callable[[int, int, MakePreview], None]
@@ -44,9 +48,12 @@ class Ticket:
         Raises:
             TimeoutError: If it is not done in time; the work goes on.
             RequestCancelled: If it was cancelled.
-            EngineError: What went wrong.
+            EngineError: What went wrong; or if a callback waits for a result that is not there
+                yet, and so would stop the engine that is to make it.
         """
         with self._condition:
+            if not self._finished and getattr(_inside, "callback", False):
+                raise EngineError("result was called from a callback, where it would wait for ever")
             if not self._condition.wait_for(lambda: self._finished, timeout):
                 raise TimeoutError(f"the result was not ready within {timeout} seconds")
             if self._error is not None:
@@ -82,22 +89,22 @@ class Ticket:
             self._on_step.append(callback)
 
     def add_done_callback(self, callback: Callable[[Ticket], None]) -> None:
-        """Call ``callback(ticket)`` once when done, at once when it already is."""
+        """Call ``callback(ticket)`` once when done; at once, in this thread, when it already is."""
         with self._condition:
             if not self._finished:
                 self._on_done.append(callback)
                 return
-        self._call(callback)
+        try:
+            callback(self)
+        except Exception:
+            logger.exception("a callback failed")
 
     def report_step(self, step: int, total: int, preview: MakePreview) -> None:
         """For the engine: tell those who asked that a step was made."""
         with self._condition:
             callbacks = tuple(self._on_step)
         for callback in callbacks:
-            try:
-                callback(step, total, preview)
-            except BaseException:  # not even SystemExit may end the engine's thread
-                logger.exception("a step callback failed")
+            self._call(partial(callback, step, total, preview))
 
     def settle(self, outcome: InpaintResult | BaseException) -> None:
         """For the engine: set the result or the error, once."""
@@ -114,13 +121,17 @@ class Ticket:
             self._on_step.clear()
             self._condition.notify_all()
         for callback in callbacks:
-            self._call(callback)
+            self._call(partial(callback, self))
 
-    def _call(self, callback: Callable[[Ticket], None]) -> None:
+    def _call(self, callback: Callable[[], None]) -> None:
+        outer = getattr(_inside, "callback", False)
+        _inside.callback = True
         try:
-            callback(self)
-        except BaseException:
-            logger.exception("a done callback failed")
+            callback()
+        except BaseException:  # not even SystemExit may end the engine's thread
+            logger.exception("a callback failed")
+        finally:
+            _inside.callback = outer
 
     @staticmethod
     def cancellation() -> RequestCancelled:

@@ -27,12 +27,11 @@ class NoiseModel:
                 allowed = ", ".join(map(repr, supported))
                 raise BundleError(f"scheduler config: {key} is {value!r}; supported: {allowed}")
             self.config[key] = value
-        for key, low in _NUMBERS.items():
-            value = self.config[key]
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= low:
-                raise BundleError(
-                    f"scheduler config: {key} is {value!r}; must be a number from {low:g}"
-                )
+        for key, (low, high) in _NUMBERS.items():
+            if key in self.config and not _is_number(self.config[key], low, high):
+                value = self.config[key]
+                allowed = f"must be a number from {low:g} to {high:g}"
+                raise BundleError(f"scheduler config: {key} is {value!r}; {allowed}")
         self.train_steps = int(self.config["num_train_timesteps"])
         self.prediction: str = self.config["prediction_type"]
         self.spacing: str = self.config["timestep_spacing"]
@@ -43,8 +42,13 @@ class NoiseModel:
 
     def _betas(self) -> npt.NDArray[np.float32]:
         first, last, n = self.config["beta_start"], self.config["beta_end"], self.train_steps
-        if self.config["trained_betas"] is not None:
-            betas = np.asarray(self.config["trained_betas"], np.float32)
+        trained = self.config["trained_betas"]
+        if trained is not None:
+            fits = isinstance(trained, list | tuple) and len(trained) == n
+            if not fits or not all(_is_number(beta, 0, 1) for beta in trained):
+                allowed = f"must be a list of {n} numbers from 0 to 1"
+                raise BundleError(f"scheduler config: trained_betas {allowed}")
+            betas = np.asarray(trained, np.float32)
         elif self.config["beta_schedule"] == "linear":
             betas = np.linspace(first, last, n, dtype=np.float32)
         else:
@@ -161,4 +165,15 @@ _OWN: Final[Mapping[str, _Read]] = {
     },
     "pndm": {"set_alpha_to_one": (False, ())},
 }
-_NUMBERS: Final = {"num_train_timesteps": 1, "beta_start": 0, "beta_end": 0, "steps_offset": 0}
+_NUMBERS: Final = {
+    "num_train_timesteps": (1, 100_000),
+    "beta_start": (0, 1),
+    "beta_end": (0, 1),
+    "steps_offset": (0, 1000),
+    "original_inference_steps": (1, 100_000),
+    "timestep_scaling": (0, 1e6),
+}
+
+
+def _is_number(value: object, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high

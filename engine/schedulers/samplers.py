@@ -9,7 +9,7 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from engine.errors import InputError
+from engine.errors import BundleError, InputError
 from engine.schedulers.noise_model import NoiseModel
 from engine.schedulers.schedule import HISTORY, Array, Schedule
 
@@ -156,7 +156,10 @@ def _dpmpp_2m(model: NoiseModel, n: int, start: int) -> Schedule:
 
 def _lcm(model: NoiseModel, n: int, start: int) -> Schedule:
     """Multistep consistency sampling, Luo et al. 2023 (LCM), algorithm 3."""
-    original: int = model.config["original_inference_steps"]
+    original = int(model.config["original_inference_steps"])
+    if original > model.train_steps:
+        allowed = f"at most num_train_timesteps, {model.train_steps}"
+        raise BundleError(f"scheduler config: original_inference_steps is {original}; {allowed}")
     if n > original:
         raise InputError("num_inference_steps", f"is {n}; lcm allows 1 to {original}")
     training = (np.arange(1, original + 1) * (model.train_steps // original) - 1)[::-1]

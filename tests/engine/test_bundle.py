@@ -142,6 +142,10 @@ EDITS: dict[str, tuple[Callable[[Any], object], str]] = {
         lambda m: m["defaults"].update(num_inference_steps=0),
         r"num_inference_steps is 0; allowed: 1 to 1000",
     ),
+    "preview map of no numbers": (
+        lambda m: m["latents"].update(rgb_factors=[[0, 0, float("nan")]] * 5),
+        r"rgb_factors must be 5 rows of 3 numbers",
+    ),
     "preview map": (
         lambda m: m["latents"].update(rgb_factors=[[1, 2]]),
         r"rgb_factors must be 5 rows of 3 numbers",

@@ -96,6 +96,14 @@ def test_palette_and_its_transparency() -> None:
     assert decode_picture(palette_png())[0].tolist() == [[255, 0, 0], [127, 255, 127]]
 
 
+@pytest.mark.parametrize(("dtype", "level"), [(np.uint8, 7), (np.uint16, 1799)])
+def test_a_transparent_grey_level(dtype: type, level: int) -> None:
+    encoded = png(np.array([[level, 0]], dtype))
+    see_through = encoded[:33] + chunk(b"tRNS", struct.pack(">H", level)) + encoded[33:]
+    assert decode_picture(see_through)[0].tolist() == [[255, 255, 255], [0, 0, 0]]
+    assert decode_mask(see_through)[0].tolist() == [0, 0]
+
+
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
     deep = np.array([[0, 257, 32768, 65535]], np.uint16)
     assert decode_mask(png(deep))[0].tolist() == [0, 1, 128, 255]

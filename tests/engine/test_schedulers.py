@@ -146,6 +146,13 @@ def test_a_step_leaves_its_input_alone() -> None:
         ("ddim", {"clip_sample": True}, 4, BundleError, "clip_sample is True; supported: False"),
         ("ddim", {"beta_schedule": "cosine"}, 4, BundleError, "beta_schedule is 'cosine'"),
         ("ddim", {"beta_start": "0"}, 4, BundleError, "beta_start is '0'; must be a number"),
+        ("ddim", {"num_train_timesteps": 10**12}, 4, BundleError, "from 1 to 100000"),
+        ("ddim", {"beta_end": float("inf")}, 4, BundleError, "beta_end is inf"),
+        ("ddim", {"trained_betas": "abc"}, 4, BundleError, "a list of 1000 numbers"),
+        ("ddim", {"trained_betas": [0.1, 0.2]}, 4, BundleError, "a list of 1000 numbers"),
+        ("ddim", {"trained_betas": ["a"] * 1000}, 4, BundleError, "numbers from 0 to 1"),
+        ("lcm", {"original_inference_steps": 2000}, 4, BundleError, "at most num_train_timesteps"),
+        ("lcm", {"original_inference_steps": 0}, 4, BundleError, "original_inference_steps is 0"),
         ("ddim", {"num_train_timesteps": 0}, 4, BundleError, "num_train_timesteps is 0"),
     ],
 )
