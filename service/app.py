@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from starlette.applications import Starlette
@@ -23,13 +24,18 @@ from service.fetch import HttpFetcher
 from service.inpaint import Inpainter, PictureEngine
 from service.inputs import PictureReader
 from service.responses import ALLOW_EVERY_ORIGIN, error_response
-from service.schema import InpaintBody, parse_json
+from service.schema import Body, Img2ImgBody, InpaintBody, Text2ImgBody, parse_json
 from service.settings import Settings
 from service.storage import FOLDER, OutputFolder
 
 logger = logging.getLogger(__name__)
 
-API: Final = "/api/v6/realtime"
+ROOTS: Final = ("/api/v6/realtime", "/api/v1/enterprise/realtime")
+KINDS: Final[Mapping[str, type[Body]]] = {
+    "inpaint": InpaintBody,
+    "img2img": Img2ImgBody,
+    "text2img": Text2ImgBody,
+}
 OUTPUT_HEADERS: Final = {
     **ALLOW_EVERY_ORIGIN,
     "Cache-Control": "public, max-age=86400, immutable",
@@ -55,8 +61,16 @@ def create_app(settings: Settings, engine: PictureEngine | None = None) -> Starl
     service = _Service(settings, engine)
     app = Starlette(
         routes=[
-            Route(f"{API}/inpaint", service.inpaint, methods=["POST"]),
-            Route(f"{API}/inpaint/", service.inpaint, methods=["POST"]),
+            *(
+                Route(
+                    f"{root}/{name}{slash}",
+                    functools.partial(service.paint, kind),
+                    methods=["POST"],
+                )
+                for root in ROOTS
+                for name, kind in KINDS.items()
+                for slash in ("", "/")
+            ),
             Route(f"/{FOLDER}/{{name}}", service.output, methods=["GET"]),
             Route("/livez", service.live, methods=["GET"]),
             Route("/readyz", service.ready, methods=["GET"]),
@@ -116,14 +130,14 @@ class _Service:
             finally:
                 self._inpainter = None
 
-    async def inpaint(self, request: Request) -> Response:
-        """``POST /api/v6/realtime/inpaint``."""
+    async def paint(self, kind: type[Body], request: Request) -> Response:
+        """``POST`` of inpaint, img2img and text2img."""
         try:
             values = parse_json(await _read_body(request, self._settings.body_limit))
         except ClientDisconnect:
             return Response(status_code=400)
         self._keys.check(values, request.headers)
-        body = InpaintBody.parse(values)
+        body = kind.parse(values)
         if self._inpainter is None:
             raise ApiError(503, "The server is not ready.", headers={"Retry-After": "5"})
         seconds = self._settings.wait_seconds

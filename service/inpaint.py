@@ -10,15 +10,17 @@ import asyncio
 import base64
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
+
+import numpy as np
 
 from engine import EngineError, InpaintRequest, InpaintResult, InputError, RequestCancelled
 from engine.image import decode_mask, decode_picture, encode_jpeg, encode_png
 from service.errors import ApiError, refused_value
 from service.inputs import PictureReader
 from service.responses import new_id, success
-from service.schema import InpaintBody
+from service.schema import Body
 from service.storage import OutputFolder, file_name, new_prefix
 
 logger = logging.getLogger(__name__)
@@ -60,7 +62,7 @@ class Inpainter:
         self._reader = reader
         self._outputs = outputs
 
-    async def make(self, body: InpaintBody, *, link: Callable[[str], str]) -> dict[str, Any]:
+    async def make(self, body: Body, *, link: Callable[[str], str]) -> dict[str, Any]:
         """Make the pictures of a request. When the task is cancelled, so is the engine's work.
 
         Args:
@@ -74,10 +76,10 @@ class Inpainter:
             ApiError: With the answer that the client gets instead.
         """
         refuse_unserved(body)
-        init, mask = await self._read(body)
+        pictures = await self._read(body)
         identity, prefix = new_id(), new_prefix()
         try:
-            request = await asyncio.to_thread(_request, body, init, mask)
+            request = await asyncio.to_thread(_request, body, pictures)
             result = await _finished(await _submitted(self._engine, request))
         except InputError as exc:
             raise refused_value(exc) from exc
@@ -100,20 +102,21 @@ class Inpainter:
         )
         return answer
 
-    async def _read(self, body: InpaintBody) -> tuple[bytes, bytes]:
-        """Both pictures at once; of two errors, the init image's is the one that is told."""
-        init, mask = await asyncio.gather(
-            self._reader.read("init_image", body.init_image),
-            self._reader.read("mask_image", body.mask_image),
+    async def _read(self, body: Body) -> dict[str, bytes]:
+        """All pictures at once; of two errors, the first field's is the one that is told."""
+        fields = body.pictures
+        read = await asyncio.gather(
+            *(self._reader.read(field, value) for field, value in fields.items()),
             return_exceptions=True,
         )
-        if isinstance(init, BaseException):
-            raise init
-        if isinstance(mask, BaseException):
-            raise mask
-        return init, mask
+        pictures = {}
+        for field, picture in zip(fields, read, strict=True):
+            if isinstance(picture, BaseException):
+                raise picture
+            pictures[field] = picture
+        return pictures
 
-    def _keep(self, body: InpaintBody, result: InpaintResult, prefix: str) -> list[str]:
+    def _keep(self, body: Body, result: InpaintResult, prefix: str) -> list[str]:
         """Encode the pictures; base64 texts, or the names of the files that they were kept in."""
         encode = encode_jpeg if body.output_format == "jpg" else encode_png
         pictures = [encode(image) for image in result.images]
@@ -125,7 +128,7 @@ class Inpainter:
         return names
 
 
-def refuse_unserved(body: InpaintBody) -> None:
+def refuse_unserved(body: Body) -> None:
     """Say so when a request needs what this version does not do, instead of leaving it out.
 
     Raises:
@@ -139,21 +142,28 @@ def refuse_unserved(body: InpaintBody) -> None:
         raise ApiError(400, "The webhook is not supported by this version.")
 
 
-def _request(body: InpaintBody, init: bytes, mask: bytes) -> InpaintRequest:
+def _request(body: Body, pictures: Mapping[str, bytes]) -> InpaintRequest:
+    """What the engine is asked: without a mask everything is painted, without a picture on grey."""
+    image = np.full((body.height, body.width, 3), 128, np.uint8)
+    mask = np.full((body.height, body.width), 255, np.uint8)
+    if "init_image" in pictures:
+        image = decode_picture(pictures["init_image"], field="init_image")
+    if "mask_image" in pictures:
+        mask = decode_mask(pictures["mask_image"], field="mask_image")
     return InpaintRequest(
-        image=decode_picture(init, field="init_image"),
-        mask=decode_mask(mask, field="mask_image"),
+        image=image,
+        mask=mask,
         prompt=body.prompt,
         negative_prompt=body.negative_prompt,
         width=body.width,
         height=body.height,
         samples=body.samples,
         seed=body.seed,
-        strength=body.strength,
+        strength=body.how_strong,
         num_inference_steps=body.num_inference_steps,
         guidance_scale=body.guidance_scale,
         scheduler=body.scheduler,
-        region=body.region,
+        region=body.where,
     )
 
 

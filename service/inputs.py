@@ -8,6 +8,7 @@ import hashlib
 import logging
 import re
 from typing import Final
+from urllib.parse import unquote
 
 from service.errors import ApiError, FetchError, words
 from service.fetch import Fetcher
@@ -68,6 +69,7 @@ class PictureReader:
         if len(compact) // 4 * 3 > self._max_bytes + 2:
             reason = f"is larger than {self._max_bytes / 1e6:g} MB"
             raise FetchError(f"{len(compact)} characters of base64", reason=reason)
+        compact += "=" * (-len(compact) % 4)  # the padding may be left out
         try:
             return base64.b64decode(compact, validate=True)
         except (binascii.Error, ValueError) as exc:
@@ -79,4 +81,4 @@ def _payload(uri: str) -> str:
     head, comma, payload = uri.partition(",")
     if not comma or not head.lower().rstrip().endswith(";base64"):
         raise FetchError("data URI without ;base64,", reason="is a data URI without base64")
-    return payload
+    return unquote(payload) if "%" in payload else payload

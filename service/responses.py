@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse
 from engine import InpaintResult
 from service.errors import ApiError
 from service.inputs import summary
-from service.schema import InpaintBody
+from service.schema import Body
 
 ALLOW_EVERY_ORIGIN: Final = {"Access-Control-Allow-Origin": "*"}
 MAX_ID: Final = 2**31 - 1
@@ -33,7 +33,7 @@ def new_id() -> int:
 
 
 def success(
-    body: InpaintBody,
+    body: Body,
     result: InpaintResult,
     *,
     identity: int,
@@ -61,7 +61,7 @@ def success(
     }
 
 
-def meta(body: InpaintBody, *, prefix: str) -> dict[str, Any]:
+def meta(body: Body, *, prefix: str) -> dict[str, Any]:
     """What was asked, as the hosted API writes it: booleans as "yes" and "no", never the key."""
     return {
         "base64": _yes_no(body.base64),
@@ -69,26 +69,24 @@ def meta(body: InpaintBody, *, prefix: str) -> dict[str, Any]:
         "file_prefix": prefix,
         "guidance_scale": body.guidance_scale,
         "height": body.height,
-        "init_image": summary(body.init_image),
         "instant_response": _yes_no(body.instant_response),
-        "mask_image": summary(body.mask_image),
         "n_samples": body.samples,
         "negative_prompt": body.negative_prompt,
         "outdir": "out",
         "output_format": body.output_format,
         "prompt": body.prompt,
-        "region": body.region,
+        "region": body.where,
         "safety_checker": _yes_no(body.safety_checker),
         "safety_checker_type": "black",
         "scheduler": body.scheduler,
         "seed": body.seed,
         "steps": body.num_inference_steps,
-        "strength": body.strength,
+        "strength": body.how_strong,
         "temp": "no",
         "track_id": body.track_id,
         "webhook": body.webhook,
         "width": body.width,
-    }
+    } | {field: summary(value) for field, value in body.pictures.items()}
 
 
 def _how(result: InpaintResult) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import json
 import math
 import secrets
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -23,12 +23,14 @@ from pydantic import (
     model_validator,
 )
 
+from engine.request import Region
 from engine.schedulers import DIFFUSERS_CLASSES
 from service.errors import ApiError, words
 
 MAX_SEED: Final = 2**53 - 1
 RANDOM_SEEDS: Final = 2**32
 MAX_TRACK_ID_CHARACTERS: Final = 1024
+MAX_NAME_CHARACTERS: Final = 100
 
 SCHEDULERS: Final = {kind: name for name, kind in reversed(DIFFUSERS_CLASSES.items())}
 """Names that clients of the hosted API send, and ours."""
@@ -99,6 +101,12 @@ class _Range:
         return int(number) if self.integral else float(number)
 
 
+def _name(value: Any, info: ValidationInfo) -> str:
+    if not isinstance(value, str) or len(value) > MAX_NAME_CHARACTERS:
+        raise _refuse(info, f"must be a string of at most {MAX_NAME_CHARACTERS} characters.")
+    return _text(value, info).strip()
+
+
 class _Word:
     """A word out of a few, in any case; some of them have other spellings."""
 
@@ -119,8 +127,8 @@ Side = Annotated[int, BeforeValidator(_Range(64, 1024))]
 Seed = Annotated[int, BeforeValidator(_Range(-1, MAX_SEED))]
 
 
-class InpaintBody(BaseModel):
-    """The body of ``POST /api/v6/realtime/inpaint``, without the key.
+class Body(BaseModel):
+    """What all three picture routes take, without the key.
 
     After validation ``seed`` is the one that will be used: it is fixed when a request is accepted,
     so that doing the work again gives the same picture.
@@ -129,14 +137,11 @@ class InpaintBody(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", validate_default=False)
 
     prompt: Text
-    init_image: Text
-    mask_image: Text
     negative_prompt: Text = ""
     width: Side = 512
     height: Side = 512
     samples: Annotated[int, BeforeValidator(_Range(1, 4))] = 1
     safety_checker: Boolean = False
-    strength: Annotated[float, BeforeValidator(_Range(0, 1, integral=False))] = 0.7
     base64: Boolean = False
     seed: Seed = Field(default=-1)
     instant_response: Boolean = False
@@ -144,13 +149,10 @@ class InpaintBody(BaseModel):
     track_id: Annotated[str | int | None, BeforeValidator(_track_id)] = None
     num_inference_steps: Annotated[int | None, BeforeValidator(_Range(1, 50))] = None
     guidance_scale: Annotated[float | None, BeforeValidator(_Range(1, 20, integral=False))] = None
-    scheduler: Text | None = None
+    scheduler: Annotated[str | None, BeforeValidator(_name)] = None
     output_format: Annotated[
         Literal["png", "jpg"], BeforeValidator(_Word("png", "jpg", spellings={"jpeg": "jpg"}))
     ] = "png"
-    region: Annotated[
-        Literal["auto", "full", "mask"], BeforeValidator(_Word("auto", "full", "mask"))
-    ] = "auto"
     deadline_ms: Annotated[int | None, BeforeValidator(_Range(1, 600_000))] = None
 
     @model_validator(mode="before")
@@ -161,25 +163,77 @@ class InpaintBody(BaseModel):
             return values
         return {name: value for name, value in values.items() if not is_absent(value)}
 
+    @property
+    def pictures(self) -> Mapping[str, str]:
+        """The pictures that came with the request, by field."""
+        return {}
+
+    @property
+    def how_strong(self) -> float:
+        """The share of the steps that is run."""
+        return 1.0
+
+    @property
+    def where(self) -> Region:
+        """The region to work on."""
+        return "auto"
+
     @classmethod
-    def parse(cls, values: Mapping[str, Any]) -> InpaintBody:
+    def parse(cls, values: Mapping[str, Any]) -> Self:
         """Check the values of a request and fix its seed.
 
         Raises:
-            ApiError: 400 with one sentence about the first bad field.
+            ApiError: 400 with one sentence about the first bad field, the missing ones first.
         """
         try:
             body = cls.model_validate(values)
         except ValidationError as exc:
-            error = exc.errors(include_url=False, include_input=False)[0]
+            errors = exc.errors(include_url=False, include_input=False)
+            for error in errors:
+                if error["type"] == "missing":
+                    field = words(str(error["loc"][0]))
+                    raise ApiError(400, f"The {field} field is required.") from None
+            error = errors[0]
             field = str(error["loc"][0]) if error["loc"] else "request"
-            if error["type"] == "missing":
-                raise ApiError(400, f"The {words(field)} field is required.") from None
             message = str(error["ctx"]["error"]) if "ctx" in error else f"{field}: {error['msg']}"
             raise ApiError(400, message) from None
         scheduler = body.scheduler and SCHEDULERS.get(body.scheduler, body.scheduler)
         seed = secrets.randbelow(RANDOM_SEEDS) if body.seed == -1 else body.seed
         return body.model_copy(update={"seed": seed, "scheduler": scheduler})
+
+
+class Text2ImgBody(Body):
+    """The body of ``POST /api/v6/realtime/text2img``: everything is painted, from nothing."""
+
+
+class Img2ImgBody(Body):
+    """The body of ``POST /api/v6/realtime/img2img``: everything is painted, over a picture."""
+
+    init_image: Text
+    strength: Annotated[float, BeforeValidator(_Range(0, 1, integral=False))] = 0.7
+
+    @property
+    def pictures(self) -> Mapping[str, str]:
+        return {"init_image": self.init_image}
+
+    @property
+    def how_strong(self) -> float:
+        return self.strength
+
+
+class InpaintBody(Img2ImgBody):
+    """The body of ``POST /api/v6/realtime/inpaint``: the white part of the mask is painted."""
+
+    mask_image: Text
+    region: Annotated[Region, BeforeValidator(_Word("auto", "full", "mask"))] = "auto"
+
+    @property
+    def pictures(self) -> Mapping[str, str]:
+        return {"init_image": self.init_image, "mask_image": self.mask_image}
+
+    @property
+    def where(self) -> Region:
+        return self.region
 
 
 def is_absent(value: Any) -> bool:

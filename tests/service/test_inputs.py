@@ -36,6 +36,8 @@ def read(value: str, *, max_bytes: int = 1000) -> bytes:
         f"data:image/png;base64,{TEXT}",
         f"DATA:image/jpeg;charset=x;BASE64, {TEXT}",
         f"data:;base64,{TEXT}",
+        TEXT.rstrip("="),
+        "data:image/png;base64," + TEXT.replace("+", "%2B").replace("=", "%3D"),
     ],
 )
 def test_base64_is_decoded(value: str) -> None:
@@ -56,7 +58,7 @@ def test_urls_are_fetched() -> None:
         ("data:image/png;base64", "The init image is a data URI without base64."),
         ("/etc/passwd!", "The init image is not valid base64."),
         ("cat.png", "The init image is not valid base64."),
-        ("QUJ", "The init image is not valid base64."),
+        ("QUJDR", "The init image is not valid base64."),
         ("QUI=QUI=", "The init image is not valid base64."),
         ("Q_J-", "The init image is not valid base64."),
         ("\u0661\u0662\u0663\u0664", "The init image is not valid base64."),
