@@ -7,13 +7,20 @@ code when they are opened, so they are refused rather than read.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from engine.bundle import VAE_SCALE_FACTOR, FileRecord
+from export.entries import (
+    class_of,
+    read_json,
+    require_factor,
+    require_list,
+    require_sides,
+    require_whole,
+)
 from export.errors import ExportError
 
 PIPELINES: Final = (
@@ -80,7 +87,7 @@ class Checkpoint:
         _check_class(folder, index, "unet", "UNet2DConditionModel")
         _check_class(folder, index, "vae", "AutoencoderKL", "AutoencoderTiny")
         scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-        scheduler.setdefault("_class_name", (index.get("scheduler") or ["", ""])[1])
+        scheduler.setdefault("_class_name", class_of(index, "scheduler"))
         checkpoint = cls(
             folder=folder,
             source=source or folder.resolve().name,
@@ -92,6 +99,7 @@ class Checkpoint:
             vae=read_json(folder / "vae" / "config.json"),
             scheduler=scheduler,
         )
+        checkpoint._check_entries()
         checkpoint._check_unet()
         checkpoint._check_vae()
         checkpoint._check_text_encoder()
@@ -102,9 +110,15 @@ class Checkpoint:
         """``"AutoencoderKL"`` or ``"AutoencoderTiny"``."""
         return str(self.vae["_class_name"])
 
-    def weights(self) -> list[Path]:
-        """The weight files that are read, in a stable order."""
-        return [file for name in WEIGHT_STEMS for file in _weights(self.folder, name)]
+    @property
+    def scaling_factor(self) -> float:
+        """What the VAE's latents are multiplied with; the class's usual one where it is null."""
+        usual = 0.18215 if self.vae_class == "AutoencoderKL" else 1.0
+        return float(self.vae.get("scaling_factor") or usual)
+
+    def weights(self, *names: str) -> list[Path]:
+        """The weight files that are read, of all networks or of those named, in a stable order."""
+        return [file for name in names or WEIGHT_STEMS for file in _weights(self.folder, name)]
 
     def digest(self) -> str:
         """SHA-256 over the names and SHA-256 sums of the weight files that are read."""
@@ -113,6 +127,21 @@ class Checkpoint:
             name = file.relative_to(self.folder).as_posix()
             total.update(f"{name} {FileRecord.of(file).sha256}\n".encode())
         return total.hexdigest()
+
+    def _check_entries(self) -> None:
+        """The entries that are computed with must be numbers."""
+        where = self.folder / "unet" / "config.json"
+        require_whole(where, self.unet, "in_channels", "out_channels")
+        require_sides(where, self.unet, "sample_size")
+        where = self.folder / "vae" / "config.json"
+        require_whole(where, self.vae, "latent_channels")
+        require_list(where, self.vae, "block_out_channels")
+        require_list(where, self.vae, "num_encoder_blocks")
+        require_factor(where, self.vae, "scaling_factor")
+        where = self.folder / "text_encoder" / "config.json"
+        require_whole(
+            where, self.text_encoder, "hidden_size", "vocab_size", "max_position_embeddings"
+        )
 
     def _check_unet(self) -> None:
         where, unet = self.folder / "unet" / "config.json", self.unet
@@ -169,25 +198,8 @@ class Checkpoint:
             )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a checkpoint."""
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError as exc:
-        raise ExportError(
-            f"{path}: is missing; a diffusers folder (model_index.json, unet/, vae/, "
-            "text_encoder/, tokenizer/, scheduler/) or a name on the hub is needed"
-        ) from exc
-    except (OSError, ValueError) as exc:
-        raise ExportError(f"{path}: cannot be read as JSON: {exc}") from exc
-    if not isinstance(value, dict):
-        raise ExportError(f"{path}: holds {type(value).__name__}; expected an object")
-    return value
-
-
 def _check_class(folder: Path, index: Mapping[str, Any], name: str, *allowed: str) -> None:
-    entry = index.get(name)
-    found = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
+    found = class_of(index, name)
     if found not in allowed:
         raise ExportError(
             f"{folder / 'model_index.json'}: {name} is {found!r}; supported: {', '.join(allowed)}"

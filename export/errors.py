@@ -15,3 +15,9 @@ class ExportError(Exception):
 
 class ParityError(ExportError):
     """A converted network differs from the one it was made from by more than the limits."""
+
+
+def in_a_line(error: BaseException) -> str:
+    """What a library said, cut to its first line; the name of the error where it said nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(" .:") if lines else type(error).__name__

@@ -16,10 +16,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from engine.bundle import COMPONENTS, Bundle, Component, FileRecord, Latents
+from engine.errors import EngineError
 from export import defaults as chosen
 from export import licence as licences
 from export.checkpoint import Checkpoint
-from export.errors import ExportError
+from export.errors import ExportError, in_a_line
 from export.hub import fetch, is_hub_name
 from export.output import require_free, staged
 from export.quiet import quiet
@@ -113,7 +114,7 @@ def export_checkpoint(
         latents = _latents(checkpoint, folder / components["vae_encoder"].model.file)
         stages.next("bundle")
         texts = [Path(name) for name in documents] or licences.texts(checkpoint.folder)
-        Bundle(
+        bundle = Bundle(
             path=folder,
             family=chosen.family(checkpoint),
             target=target,
@@ -126,10 +127,20 @@ def export_checkpoint(
             provenance=_provenance(checkpoint),
             licence=licences.read_licence(checkpoint.folder, licence),
             documents=licences.copy_documents(texts, folder),
-        ).write()
+        )
+        _write(bundle, output)
     bundle = Bundle.open(output)
     stages.done()
     return bundle
+
+
+def _write(bundle: Bundle, output: Path) -> None:
+    """Write the manifest; what the engine would refuse is refused here, in the output's name."""
+    try:
+        bundle.write()
+    except EngineError as exc:
+        said = str(exc).removeprefix(f"{bundle.path}: ")
+        raise ExportError(f"{output}: would be no bundle that the engine opens: {said}") from exc
 
 
 def find_checkpoint(source: str | os.PathLike[str], *, revision: str | None = None) -> Checkpoint:
@@ -140,11 +151,11 @@ def find_checkpoint(source: str | os.PathLike[str], *, revision: str | None = No
     """
     name = os.fspath(source)
     path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path's, these say no to a name that is too long for a path
         if revision is not None:
             raise ExportError(f"{name}: is a folder here; a revision belongs to a name on the hub")
         return Checkpoint.open(path)
-    if path.exists():
+    if os.path.exists(path):
         raise ExportError(f"{name}: is a single file; a diffusers folder is needed")
     if isinstance(source, Path) or not is_hub_name(name):
         raise ExportError(f"{name}: does not exist, and is no name on the hub (owner/model)")
@@ -195,7 +206,7 @@ def _export_network(
         onnx_configs.convert(network.module, network.config, traced)
         data = graph.finish(traced, model, takes=network.config.takes, gives=network.config.gives)
     except (RuntimeError, ValueError, TypeError, AttributeError, OSError) as exc:
-        raise ExportError(f"{name}: cannot be converted: {exc}") from exc
+        raise ExportError(f"{name}: cannot be converted: {in_a_line(exc)}") from exc
     shutil.rmtree(work)
     stages.next(f"{name}: check")
     return Component(
@@ -214,8 +225,7 @@ def _latents(checkpoint: Checkpoint, vae_encoder: Path) -> Latents:
 
     session = onnxruntime.InferenceSession(vae_encoder, providers=["CPUExecutionProvider"])
     channels = int(checkpoint.vae.get("latent_channels", 4))
-    usual = 0.18215 if checkpoint.vae_class == "AutoencoderKL" else 1.0
-    scaling = float(checkpoint.vae.get("scaling_factor") or usual)
+    scaling = checkpoint.scaling_factor
     factors = fit_rgb_factors(
         lambda image: session.run(None, {"image": image})[0],
         channels=channels,

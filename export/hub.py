@@ -12,17 +12,22 @@ from pathlib import Path
 from typing import Final
 
 from export.checkpoint import WEIGHT_STEMS
-from export.errors import ExportError
+from export.errors import ExportError, in_a_line
 
-_NAME: Final = re.compile(r"[\w.-]+/[\w.-]+|[\w-]+")
+_PART: Final = r"[A-Za-z0-9_](?:[\w.-]*\w)?"
+_NAME: Final = re.compile(rf"(?!.*(?:--|\.\.)){_PART}(?:/{_PART})?(?<!\.git)", re.ASCII)
+_LONGEST_NAME: Final = 96
 _SMALL: Final = ("model_index.json", "README.md", "LICENSE", "LICENSE.md", "LICENSE.txt")
 _FOLDERS: Final = ("text_encoder", "tokenizer", "scheduler", "unet", "vae")
 _SMALL_SUFFIXES: Final = (".json", ".txt")
 
 
 def is_hub_name(source: str) -> bool:
-    """Whether a text can be the name of a repository, such as ``owner/model``."""
-    return _NAME.fullmatch(source) is not None
+    """Whether a text can be the name of a repository, such as ``owner/model``.
+
+    The rules are the hub's; what begins with ``.``, ``/`` or ``~`` is a path by them.
+    """
+    return len(source) <= _LONGEST_NAME and _NAME.fullmatch(source) is not None
 
 
 def wanted(files: Iterable[str]) -> list[str]:
@@ -79,6 +84,7 @@ def fetch(name: str, *, revision: str | None = None) -> tuple[Path, str]:
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
@@ -93,6 +99,8 @@ def fetch(name: str, *, revision: str | None = None) -> tuple[Path, str]:
         info = HfApi().model_info(name, revision=revision)
         files = wanted(item.rfilename for item in info.siblings or [])
         folder = Path(snapshot_download(name, revision=info.sha, allow_patterns=files))
+    except HFValidationError as exc:
+        raise ExportError(f"{name}: is no name that the hub could have: {in_a_line(exc)}") from exc
     except RevisionNotFoundError as exc:
         raise ExportError(f"{name}: has no revision {revision!r} on {constants.ENDPOINT}") from exc
     except RepositoryNotFoundError as exc:

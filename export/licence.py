@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,8 @@ from typing import Any, Final
 
 from engine.bundle import FileRecord
 from export.errors import ExportError
+
+logger = logging.getLogger(__name__)
 
 _NAMES: Final = ("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENSE-MODEL.md")
 _RESERVED: Final = re.compile(r"bundle\.json|tokenizer.*\.json|.*\.onnx(\.data)?", re.IGNORECASE)
@@ -28,7 +31,7 @@ def read_licence(folder: Path, given: Mapping[str, Any] | None) -> dict[str, Any
     if given is not None:
         return dict(given)
     readme = folder / "README.md"
-    if readme.is_file():
+    if readme.is_file() and is_inside(readme, folder):
         text = readme.read_text(encoding="utf-8", errors="replace")
         front = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
         entries = (
@@ -47,8 +50,23 @@ def read_licence(folder: Path, given: Mapping[str, Any] | None) -> dict[str, Any
 
 
 def texts(folder: Path) -> list[Path]:
-    """The licence texts that lie in a checkpoint."""
-    return [folder / name for name in _NAMES if (folder / name).is_file()]
+    """The licence texts that lie in a checkpoint, and do not only lead out of it."""
+    found = [folder / name for name in _NAMES if (folder / name).is_file()]
+    for file in found:
+        if not is_inside(file, folder):
+            logger.warning("A link that leads out of the checkpoint is left out: %s", file)
+    return [file for file in found if is_inside(file, folder)]
+
+
+def is_inside(file: Path, folder: Path) -> bool:
+    """Whether a file of a checkpoint is, links followed, in the checkpoint's folder.
+
+    The hub's cache keeps the files of ``snapshots/COMMIT`` in ``blobs`` beside ``snapshots``.
+    """
+    folder, file = folder.resolve(), file.resolve()
+    blobs = folder.parent.parent / "blobs"
+    cached = folder.parent.name == "snapshots" and file.is_relative_to(blobs.resolve())
+    return cached or file.is_relative_to(folder)
 
 
 def copy_documents(documents: Sequence[Path], folder: Path) -> tuple[FileRecord, ...]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from export.checkpoint import Checkpoint
-from export.errors import ExportError
+from export.errors import ExportError, in_a_line
 from export.onnx_configs import (
     ComponentOnnxConfig,
     TextEncoderOnnxConfig,
@@ -51,7 +53,13 @@ class Network:
 
 
 def builders(checkpoint: Checkpoint, *, tokens: int) -> dict[str, Callable[[], Network]]:
-    """How each component is loaded, in the order in which they are exported."""
+    """How each component is loaded, in the order in which they are exported.
+
+    Raises:
+        ExportError: When a weight file is not whole, so that none is exported in vain before.
+    """
+    for file in checkpoint.weights():
+        _require_whole(file)
     return {
         "text_encoder": lambda: text_encoder(checkpoint, tokens=tokens),
         "unet": lambda: unet(checkpoint),
@@ -147,7 +155,7 @@ def vae_decoder(checkpoint: Checkpoint) -> Network:
     """The decoding half of the autoencoder."""
     model = _vae(checkpoint)
     random = np.random.default_rng(3)
-    channels, factor = model.config.latent_channels, np.float32(model.config.scaling_factor)
+    channels, factor = model.config.latent_channels, np.float32(checkpoint.scaling_factor)
     return Network(
         name="vae_decoder",
         module=VaeDecoder(model),
@@ -187,18 +195,40 @@ def _load(checkpoint: Checkpoint, name: str, kind: Any, **settings: Any) -> Any:
                 local_files_only=True,
                 torch_dtype=torch.float32,
                 low_cpu_mem_usage=False,
+                # Then they are listed like the missing ones, and refused below.
+                ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 **settings,
             )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as exc:
-        raise ExportError(f"{folder}: cannot be loaded: {exc}") from exc
-    missing = sorted(found["missing_keys"]) + [str(key) for key in found["mismatched_keys"]]
-    if missing:
-        raise ExportError(
-            f"{folder}: {len(missing)} of the weights that {kind.__name__} needs are missing or "
-            f"have another shape, first {missing[0]}"
-        )
+    except ImportError:
+        raise
+    except Exception as exc:  # whatever a configuration leads the libraries to
+        raise ExportError(f"{folder}: cannot be loaded: {in_a_line(exc)}") from exc
+    other = [_mismatch(key) for key in found["mismatched_keys"]]
+    for keys, what in ((found["missing_keys"], "are missing"), (other, "have another shape")):
+        if keys:
+            raise ExportError(
+                f"{folder}: {len(keys)} of the weights that {kind.__name__} with this config.json "
+                f"needs {what}, first {min(keys)}"
+            )
     return model.eval().requires_grad_(False)
+
+
+def _mismatch(key: Any) -> str:
+    """One weight: diffusers gives its name and both shapes, transformers the name alone."""
+    if isinstance(key, str):
+        return key
+    name, found, needed = key
+    return f"{name} with {tuple(found)} for {tuple(needed)}"
+
+
+def _require_whole(file: Path) -> None:
+    """Raise unless the header of a weight file can be read and the file is as long as it says."""
+    try:
+        with safe_open(file, framework="np"):
+            pass
+    except (SafetensorError, OSError) as exc:
+        raise ExportError(f"{file}: is no whole .safetensors file: {in_a_line(exc)}") from exc
 
 
 def _normal(random: np.random.Generator, *shape: int) -> NDArray[np.float32]:

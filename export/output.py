@@ -7,7 +7,7 @@ lies there is replaced only when that is asked for, anything else never.
 from __future__ import annotations
 
 import json
-import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +26,8 @@ def staged(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     require_free(output, overwrite=overwrite)
     output = output.absolute()
-    folder = output.with_name(f".{output.name}.{os.getpid()}.partial")
+    # Not from the output's name, which may be as long as names can be.
+    folder = output.with_name(f".{secrets.token_hex(8)}.partial")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir()
@@ -40,7 +41,23 @@ def staged(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def require_free(output: Path, *, overwrite: bool) -> None:
-    """Raise unless a bundle may be put at ``output``."""
+    """Raise unless a bundle may be put at ``output``.
+
+    Raises:
+        ExportError: When something lies there that may not be replaced, or it lies in a bundle,
+            or the system does not allow a look.
+    """
+    try:
+        _require_free(output, overwrite=overwrite)
+    except (OSError, RuntimeError) as exc:  # RuntimeError: links that lead in a circle
+        why = exc.strerror if isinstance(exc, OSError) else exc
+        raise ExportError(f"{output}: cannot be written: {why}") from exc
+
+
+def _require_free(output: Path, *, overwrite: bool) -> None:
+    for parent in output.resolve().parents:
+        if (parent / MANIFEST).exists():
+            raise ExportError(f"{output}: lies in the bundle {parent}; name a folder outside of it")
     if not output.exists() and not output.is_symlink():
         return
     if not output.is_dir() or output.is_symlink():
@@ -68,7 +85,7 @@ def _listed(manifest: Path) -> set[str]:
 
     try:
         json.loads(manifest.read_bytes(), object_hook=collect)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return set()
     return found
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.bundle import Parity
-from export.errors import ParityError
+from export.errors import ParityError, in_a_line
 from export.networks import Network
 
 MAX_ABS_ERROR: Final = 1e-3
@@ -60,7 +60,9 @@ def check(network: Network, model: Path) -> Parity:
             (found,) = session.run(None, inputs)
         except Exception as exc:  # the runtime's errors have no other common base
             shapes = {name: values.shape for name, values in inputs.items()}
-            raise ParityError(f"{network.name}: does not run with {shapes}: {exc}") from exc
+            raise ParityError(
+                f"{network.name}: does not run with {shapes}: {in_a_line(exc)}"
+            ) from exc
         if found.shape != reference.shape:
             raise ParityError(
                 f"{network.name}: gives shape {found.shape}; the original gives {reference.shape}"

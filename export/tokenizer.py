@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from export.checkpoint import Checkpoint
-from export.errors import ExportError
+from export.errors import ExportError, in_a_line
 
 HARD_STRINGS: Final = (
     "",
@@ -25,6 +25,9 @@ HARD_STRINGS: Final = (
     "antidisestablishmentarianism" * 12,
 )
 
+_SHORTEST: Final = 3
+"""Tokens of a text of one token, with its begin and its end."""
+
 
 def write_tokenizer(checkpoint: Checkpoint, path: Path) -> int:
     """Write the tokenizer with truncation and padding to its full length built in.
@@ -42,7 +45,7 @@ def write_tokenizer(checkpoint: Checkpoint, path: Path) -> int:
     try:
         original = CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
     except Exception as exc:  # the tokenizers library raises plain Exception
-        raise ExportError(f"{folder}: the CLIP tokenizer cannot be read: {exc}") from exc
+        raise ExportError(f"{folder}: the CLIP tokenizer cannot be read: {in_a_line(exc)}") from exc
     length = _length(original, checkpoint)
     tokenizer = Tokenizer.from_str(original.backend_tokenizer.to_str())
     tokenizer.enable_truncation(max_length=length)
@@ -57,7 +60,13 @@ def write_tokenizer(checkpoint: Checkpoint, path: Path) -> int:
 def _length(original: Any, checkpoint: Checkpoint) -> int:
     """The tokenizer's length; transformers says 1e30 where its configuration names none."""
     positions = int(checkpoint.text_encoder.get("max_position_embeddings", 77))
-    return positions if original.model_max_length > 1_000_000 else int(original.model_max_length)
+    length = original.model_max_length
+    if not isinstance(length, int | float) or not length >= _SHORTEST:
+        raise ExportError(
+            f"{checkpoint.folder / 'tokenizer' / 'tokenizer_config.json'}: model_max_length is "
+            f"{length!r}; a whole number from {_SHORTEST} is needed"
+        )
+    return positions if length > 1_000_000 else int(length)
 
 
 def _compare(found: Any, original: Any, length: int, checkpoint: Checkpoint) -> None:

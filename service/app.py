@@ -1,4 +1,4 @@
-"""The ASGI application: routes, limits, and the waited answer."""
+"""The ASGI application: routes, middleware, and what lives as long as the application does."""
 
 from __future__ import annotations
 
@@ -6,47 +6,44 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, Final
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 
-from engine import Engine
 from service.auth import Keys
+from service.dispatch import Dispatcher
+from service.endpoints import NOT_READY, Endpoints, expiry, live
+from service.engine_process import EngineProcess
 from service.errors import ApiError
 from service.fetch import HttpFetcher
-from service.inpaint import Inpainter, PictureEngine
 from service.inputs import PictureReader
-from service.responses import ALLOW_EVERY_ORIGIN, error_response
-from service.schema import Body, Img2ImgBody, InpaintBody, Text2ImgBody, parse_json
+from service.jobs import JobStore, Limits, default_url, new_boot_id
+from service.painter import Painter, PictureEngine
+from service.responses import error_response
+from service.schema import KINDS
 from service.settings import Settings
 from service.storage import FOLDER, OutputFolder
+from service.webhooks import Deliverer, parse_secrets
 
 logger = logging.getLogger(__name__)
 
 ROOTS: Final = ("/api/v6/realtime", "/api/v1/enterprise/realtime")
-KINDS: Final[Mapping[str, type[Body]]] = {
-    "inpaint": InpaintBody,
-    "img2img": Img2ImgBody,
-    "text2img": Text2ImgBody,
-}
-OUTPUT_HEADERS: Final = {
-    **ALLOW_EVERY_ORIGIN,
-    "Cache-Control": "public, max-age=86400, immutable",
-    "Content-Security-Policy": "default-src 'none'",
-    "Cross-Origin-Resource-Policy": "cross-origin",
-    "X-Content-Type-Options": "nosniff",
-}
+DRAIN_SECONDS: Final = 30.0
+SWEEP_SECONDS: Final = 600.0
 _SENTENCES: Final = {
     404: "There is nothing at this address.",
     405: "The method is not allowed at this address.",
 }
+
+Handler = Callable[[Endpoints, Request], Awaitable[Response]]
 
 
 def create_app(settings: Settings, engine: PictureEngine | None = None) -> Starlette:
@@ -58,62 +55,79 @@ def create_app(settings: Settings, engine: PictureEngine | None = None) -> Starl
             opened when the application starts, on the bundle and device of the settings, and
             closed when it stops.
     """
-    service = _Service(settings, engine)
+    life = _Life(settings, engine)
+    routes = [
+        Route(f"{root}/{kind}{slash}", life.asks(_painting(kind)), methods=["POST"])
+        for root in ROOTS
+        for kind in KINDS
+        for slash in ("", "/")
+    ]
+    routes += [
+        Route(f"{root}/fetch/{{id}}{slash}", life.asks(Endpoints.fetch), methods=["GET", "POST"])
+        for root in ROOTS
+        for slash in ("", "/")
+    ]
+    routes += [
+        Route("/api/v6/base64_to_url", life.asks(Endpoints.upload), methods=["POST"]),
+        Route(f"/{FOLDER}/{{name}}", life.asks(Endpoints.output), methods=["GET"]),
+        Route("/livez", live, methods=["GET"]),
+        Route("/readyz", life.asks(Endpoints.ready), methods=["GET"]),
+    ]
+    everywhere = Middleware(
+        CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"]
+    )
     app = Starlette(
-        routes=[
-            *(
-                Route(
-                    f"{root}/{name}{slash}",
-                    functools.partial(service.paint, kind),
-                    methods=["POST"],
-                )
-                for root in ROOTS
-                for name, kind in KINDS.items()
-                for slash in ("", "/")
-            ),
-            Route(f"/{FOLDER}/{{name}}", service.output, methods=["GET"]),
-            Route("/livez", service.live, methods=["GET"]),
-            Route("/readyz", service.ready, methods=["GET"]),
-        ],
-        middleware=[
-            Middleware(
-                CORSMiddleware,
-                allow_origins=["*"],
-                allow_methods=["*"],
-                allow_headers=["*"],
-            )
-        ],
+        routes=routes,
+        middleware=[everywhere],
         exception_handlers={
             ApiError: _answer_api_error,
             HTTPException: _answer_http_exception,
             Exception: _answer_exception,
         },
-        lifespan=service.lifespan,
+        lifespan=life.lifespan,
     )
     app.router.redirect_slashes = False  # a redirect would drop the body
     return app
 
 
-class _Service:
-    """The endpoints, and what they share."""
+class _Life:
+    """What is opened when the application starts and closed when it stops."""
 
     def __init__(self, settings: Settings, engine: PictureEngine | None) -> None:
         self._settings = settings
         self._given = engine
         self._keys = Keys(key.get_secret_value() for key in settings.api_keys)
-        self._outputs = OutputFolder(settings.data_dir)
-        self._inpainter: Inpainter | None = None
+        self._endpoints: Endpoints | None = None
+
+    def asks(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+        """An endpoint that answers 503 while the application is not running."""
+
+        @functools.wraps(handler)
+        async def endpoint(request: Request) -> Response:
+            if self._endpoints is None:
+                raise ApiError(503, NOT_READY, headers={"Retry-After": "5"})
+            return await handler(self._endpoints, request)
+
+        return endpoint
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        """Open what is shared before the first request; close it after the last."""
+        """Open what is shared before the first request; drain and close after the last."""
         settings = self._settings
+        outputs = OutputFolder(settings.data_dir)
         async with contextlib.AsyncExitStack() as stack:
-            await asyncio.to_thread(self._outputs.open)
+            await asyncio.to_thread(outputs.open)
+            store = await asyncio.to_thread(
+                JobStore.open,
+                settings.database_url or default_url(settings.data_dir),
+                boot_id=new_boot_id(),
+                clock=time.time,
+            )
+            stack.push_async_callback(asyncio.to_thread, store.close)
             engine = self._given
             if engine is None:
                 opened = await asyncio.to_thread(
-                    Engine.open, settings.bundle, device=settings.device
+                    EngineProcess.open, settings.bundle, device=settings.device
                 )
                 stack.push_async_callback(asyncio.to_thread, opened.close)
                 engine = opened
@@ -123,99 +137,67 @@ class _Service:
                 seconds=settings.fetch_seconds,
             )
             stack.push_async_callback(fetcher.aclose)
-            reader = PictureReader(fetcher, max_bytes=settings.picture_limit)
-            self._inpainter = Inpainter(engine, reader, self._outputs)
+            reader = PictureReader(fetcher, max_bytes=settings.picture_limit, outputs=outputs)
+            deliverer = Deliverer(
+                store.outbox,
+                fetcher.post,
+                secrets=parse_secrets(settings.webhook_secret.get_secret_value()),
+            )
+            dispatcher = Dispatcher(
+                store,
+                Painter(engine, reader, outputs, base64_mode=settings.base64_mode),
+                slots=settings.slots,
+                limits=Limits(per_key=settings.queue_limit, total=settings.queue_total),
+                on_end=deliverer.wake,
+            )
+            delivering = asyncio.create_task(deliverer.run())
+            stack.push_async_callback(_cancelled, delivering)
+            await dispatcher.start()
+            stack.push_async_callback(dispatcher.drain, DRAIN_SECONDS)
+            sweeping = asyncio.create_task(_sweep(store, outputs, settings.retention_hours * 3600))
+            stack.push_async_callback(_cancelled, sweeping)
+            self._endpoints = Endpoints(
+                settings,
+                keys=self._keys,
+                store=store,
+                dispatcher=dispatcher,
+                outputs=outputs,
+                reader=reader,
+                healthy=lambda: _unready(engine),
+            )
             try:
                 yield
             finally:
-                self._inpainter = None
+                self._endpoints = None
 
-    async def paint(self, kind: type[Body], request: Request) -> Response:
-        """``POST`` of inpaint, img2img and text2img."""
+
+def _painting(kind: str) -> Handler:
+    async def paint(endpoints: Endpoints, request: Request) -> Response:
+        return await endpoints.paint(kind, request)
+
+    return paint
+
+
+def _unready(engine: PictureEngine) -> str | None:
+    """Why the engine would not take a request now; an engine that cannot say is ready."""
+    return None if getattr(engine, "ready", True) else "The engine is starting."
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def _sweep(store: JobStore, outputs: OutputFolder, retention: float) -> None:
+    """Now and then remove what has been kept long enough."""
+    while True:
         try:
-            values = parse_json(await _read_body(request, self._settings.body_limit))
-        except ClientDisconnect:
-            return Response(status_code=400)
-        self._keys.check(values, request.headers)
-        body = kind.parse(values)
-        if self._inpainter is None:
-            raise ApiError(503, "The server is not ready.", headers={"Retry-After": "5"})
-        seconds = self._settings.wait_seconds
-        if body.deadline_ms is not None:
-            seconds = min(seconds, body.deadline_ms / 1000)
-        root = self._settings.public_url or str(request.base_url).rstrip("/")
-        work = self._inpainter.make(body, link=lambda name: f"{root}/{FOLDER}/{name}")
-        answer = await _while_wanted(request, work, seconds)
-        return Response(status_code=499) if answer is None else JSONResponse(answer)
-
-    async def output(self, request: Request) -> Response:
-        """``GET`` and ``HEAD /outputs/{name}``: no key, since names cannot be guessed."""
-        found = self._outputs.find(request.path_params["name"])
-        if found is None:
-            raise ApiError(404, "There is no such picture.")
-        path, content_type = found
-        return FileResponse(path, media_type=content_type, headers=OUTPUT_HEADERS)
-
-    async def live(self, request: Request) -> Response:
-        """``GET /livez``: the process answers."""
-        return JSONResponse({"status": "ok"})
-
-    async def ready(self, request: Request) -> Response:
-        """``GET /readyz``: a request would be served."""
-        if self._inpainter is None:
-            raise ApiError(503, "The server is not ready.", headers={"Retry-After": "5"})
-        if not self._outputs.writable():
-            raise ApiError(503, "The data directory cannot be written.")
-        return JSONResponse({"status": "ok"})
-
-
-async def _read_body(request: Request, limit: int) -> bytes:
-    too_large = ApiError(413, f"The request body is larger than {limit / 1e6:g} MB.")
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length[:20]) > limit:
-        raise too_large
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > limit:
-            raise too_large
-    return bytes(body)
-
-
-async def _while_wanted(
-    request: Request, work: Awaitable[dict[str, Any]], seconds: float
-) -> dict[str, Any] | None:
-    """The result of ``work``, which is cancelled when nobody waits for it any longer.
-
-    Returns:
-        The result, or None when the client has gone.
-
-    Raises:
-        ApiError: 503 when ``seconds`` were not enough.
-    """
-    working = asyncio.ensure_future(work)
-    gone = asyncio.create_task(_disconnected(request.receive))
-    try:
-        await asyncio.wait({working, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        if gone.done():
-            logger.info("client has gone; its request was cancelled")
-            return None
-        raise ApiError(
-            503,
-            f"The picture was not done within {seconds:g} seconds and was cancelled.",
-            headers={"Retry-After": str(max(1, round(seconds)))},
-        )
-    finally:
-        for task in (working, gone):
-            task.cancel()
-        await asyncio.gather(working, gone, return_exceptions=True)
-
-
-async def _disconnected(receive: Callable[[], Awaitable[Any]]) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+            removed = await asyncio.to_thread(expiry, store, outputs, retention=retention)
+            if removed:
+                logger.info("expired: %d files", removed)
+        except Exception:
+            logger.exception("what has expired could not be removed")
+        await asyncio.sleep(SWEEP_SECONDS)
 
 
 async def _answer_api_error(request: Request, exc: Exception) -> Response:

@@ -21,8 +21,11 @@ class Keys:
     def __init__(self, keys: Iterable[str]) -> None:
         self._digests = tuple(_digest(key) for key in keys)
 
-    def check(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> None:
+    def check(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> str:
         """Take the key from the body, else the ``key`` header, else ``Authorization: Bearer``.
+
+        Returns:
+            The key.
 
         Raises:
             ApiError: 401 when there is none, or not a right one.
@@ -33,6 +36,7 @@ class Keys:
             raise ApiError(401, "API key required")
         if not isinstance(key, str) or not self._knows(key):
             raise ApiError(401, "Invalid API key")
+        return key.strip()
 
     def _knows(self, key: str) -> bool:
         digest = _digest(key)

@@ -1,17 +1,24 @@
-"""``edgefill``: inpaint, serve, export, doctor.
+"""``edgefill``: inpaint, serve, jobs, export, doctor.
 
-Exit codes: 0 when the work was done, 1 when it failed, 2 for wrong usage, 130 when interrupted.
+Exit codes: 0 when the work was done, 1 when it failed, 2 for wrong usage, 130 when interrupted,
+141 when the reader of the output has gone.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
-from service.commands import doctor, export, inpaint, serve
-from service.console import INTERRUPTED, CommandError, show_error
+from service.commands import doctor, export, inpaint, jobs, serve
+from service.console import (
+    INTERRUPTED,
+    READER_GONE,
+    CommandError,
+    ReaderGoneError,
+    checked_stdout,
+    show_error,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,22 +31,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     try:
-        arguments = _parser().parse_args(argv)
-    except SystemExit as exc:  # argparse has printed what there is to say
-        return int(exc.code or 0)
-    try:
-        code: int = arguments.run(arguments)
-        sys.stdout.flush()
-        return code
+        with checked_stdout():
+            return _run(argv)
     except CommandError as exc:
         show_error(exc)
         return exc.code
     except KeyboardInterrupt:
         show_error(CommandError("interrupted"))
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has gone, as in `edgefill ... | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except ReaderGoneError:
+        return READER_GONE
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        arguments = _parser().parse_args(argv)
+    except SystemExit as exc:  # argparse has printed what there is to say
+        return int(exc.code or 0)
+    if sys.stdout is None and "json" in arguments:  # which all commands have that print a result
+        raise CommandError("standard output is closed, and the result could not be printed")
+    code: int = arguments.run(arguments)
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (inpaint, serve, export, doctor):
+    for command in (inpaint, serve, jobs, export, doctor):
         command.add(commands)
     return parser
 

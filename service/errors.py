@@ -42,15 +42,22 @@ class ApiError(ServiceError):
         status: The HTTP status code.
         message: One sentence for the client.
         headers: Extra response headers, for example ``Retry-After``.
+        extra: Further entries of the answer's body, for example ``retry_after``.
     """
 
     def __init__(
-        self, status: int, message: str, *, headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        extra: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.headers = dict(headers or {})
+        self.extra = dict(extra or {})
 
 
 def words(field: str) -> str:

@@ -14,9 +14,10 @@ import ipaddress
 import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, Protocol
+from contextlib import AbstractAsyncContextManager
+from typing import Final, NamedTuple, Protocol
 
 import httpcore
 import httpx
@@ -35,8 +36,28 @@ CONNECT_SECONDS: Final = 3.0
 READ_SECONDS: Final = 5.0
 PUBLIC_PORTS: Final = (80, 443)
 
+_FAILURES: Final = (
+    httpcore.NetworkError,
+    httpcore.TimeoutException,
+    httpcore.ProtocolError,
+    httpcore.UnsupportedProtocol,
+    OSError,
+)
+
 Resolver = Callable[[str, int], Awaitable[list[str]]]
 """From a host name and a port to the addresses of the name."""
+
+
+class Reply(NamedTuple):
+    """What a receiver of a POST answered.
+
+    Attributes:
+        status: The HTTP status; redirects are not followed.
+        retry_after: The value of its ``Retry-After`` header.
+    """
+
+    status: int
+    retry_after: str | None = None
 
 
 class Fetcher(Protocol):
@@ -191,13 +212,35 @@ class HttpFetcher:
                 return await self._follow(target)
         except TimeoutError as exc:
             raise FetchError(f"{target.host}: took longer than {self._seconds:g} s") from exc
-        except (
-            httpcore.NetworkError,
-            httpcore.TimeoutException,
-            httpcore.ProtocolError,
-            httpcore.UnsupportedProtocol,
-            OSError,
-        ) as exc:
+        except _FAILURES as exc:
+            raise FetchError(f"{target.host}: {type(exc).__name__}: {exc}") from exc
+
+    async def post(
+        self, url: str, headers: Mapping[str, str], body: bytes, timeout: float
+    ) -> Reply:
+        """POST once, to permitted addresses only, without following redirects.
+
+        Args:
+            url: An http or https URL.
+            headers: What says something about the body.
+            body: What is sent.
+            timeout: Seconds for everything.
+
+        Raises:
+            FetchError: When the receiver is not permitted or did not answer in time.
+        """
+        target = Target.parse(url)
+        try:
+            async with (
+                asyncio.timeout(timeout),
+                self._request("POST", target, [*headers.items()], body, seconds=timeout) as answer,
+            ):
+                names = {name.lower(): value for name, value in answer.headers}
+                later = names.get(b"retry-after")
+                return Reply(answer.status, later.decode("latin-1") if later else None)
+        except TimeoutError as exc:
+            raise FetchError(f"{target.host}: took longer than {timeout:g} s") from exc
+        except _FAILURES as exc:
             raise FetchError(f"{target.host}: {type(exc).__name__}: {exc}") from exc
 
     async def _follow(self, target: Target) -> bytes:
@@ -211,30 +254,8 @@ class HttpFetcher:
 
     async def _get(self, target: Target) -> bytes | Target:
         """One request: the body, or where a redirect leads."""
-        request = self._pool.stream(
-            "GET",
-            httpcore.URL(
-                scheme=target.scheme.encode(),
-                host=target.host.encode(),
-                port=target.port,
-                target=target.path,
-            ),
-            headers=[
-                ("Host", target.authority),
-                ("User-Agent", "edgefill"),
-                ("Accept", "image/png, image/jpeg"),
-                ("Accept-Encoding", "identity"),
-            ],
-            extensions={
-                "timeout": {
-                    "connect": CONNECT_SECONDS,
-                    "read": READ_SECONDS,
-                    "write": READ_SECONDS,
-                    "pool": self._seconds,
-                }
-            },
-        )
-        async with request as response:
+        accept = [("Accept", "image/png, image/jpeg")]
+        async with self._request("GET", target, accept, seconds=self._seconds) as response:
             headers = {name.lower(): value for name, value in response.headers}
             if response.status in (301, 302, 303, 307, 308) and b"location" in headers:
                 return target.redirected(headers[b"location"].decode("utf-8", "replace"))
@@ -244,6 +265,41 @@ class HttpFetcher:
             if encoding not in (b"", b"identity"):
                 raise FetchError(f"{target.host}: content encoding {encoding!r} was not asked for")
             return await self._read(target, response, headers.get(b"content-length", b""))
+
+    def _request(
+        self,
+        method: str,
+        target: Target,
+        headers: list[tuple[str, str]],
+        body: bytes | None = None,
+        *,
+        seconds: float,
+    ) -> AbstractAsyncContextManager[httpcore.Response]:
+        return self._pool.stream(
+            method,
+            httpcore.URL(
+                scheme=target.scheme.encode(),
+                host=target.host.encode(),
+                port=target.port,
+                target=target.path,
+            ),
+            headers=[
+                ("Host", target.authority),
+                ("User-Agent", "edgefill"),
+                ("Accept-Encoding", "identity"),
+                *headers,
+                *([("Content-Length", str(len(body)))] if body is not None else []),
+            ],
+            content=body,
+            extensions={
+                "timeout": {
+                    "connect": CONNECT_SECONDS,
+                    "read": min(READ_SECONDS, seconds) if body is None else seconds,
+                    "write": READ_SECONDS,
+                    "pool": seconds,
+                }
+            },
+        )
 
     async def _read(self, target: Target, response: httpcore.Response, length: bytes) -> bytes:
         megabytes = self._max_bytes / 1e6

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import secrets
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -14,22 +13,17 @@ from service.errors import ApiError
 from service.inputs import summary
 from service.schema import Body
 
+TIP: Final = "Your image is processing in background, you can get this image using fetch API"
 ALLOW_EVERY_ORIGIN: Final = {"Access-Control-Allow-Origin": "*"}
-MAX_ID: Final = 2**31 - 1
 
 
 def error_response(error: ApiError) -> JSONResponse:
     """``{"status": "error", "message": ...}`` with the error's status and headers."""
     return JSONResponse(
-        {"status": "error", "message": error.message},
+        {"status": "error", "message": error.message, **error.extra},
         status_code=error.status,
         headers={**ALLOW_EVERY_ORIGIN, **error.headers},
     )
-
-
-def new_id() -> int:
-    """An id that says nothing about how many came before: 1 to 2**31 - 1."""
-    return secrets.randbelow(MAX_ID) + 1
 
 
 def success(
@@ -58,6 +52,32 @@ def success(
         "proxy_links": list(output),
         "nsfw_content_detected": False,
         "meta": meta(body, prefix=prefix) | _how(result),
+    }
+
+
+def processing(
+    body: Body, *, identity: int, prefix: str, eta: float, fetch_result: str, links: Sequence[str]
+) -> dict[str, Any]:
+    """The body of the answer to a request whose pictures are not made yet.
+
+    Args:
+        body: What was asked.
+        identity: The id of the job.
+        prefix: The part of the pictures' names that cannot be guessed.
+        eta: Seconds until it will be done.
+        fetch_result: Where to ask again.
+        links: Where the pictures will be.
+    """
+    return {
+        "status": "processing",
+        "tip": TIP,
+        "eta": eta,
+        "message": "Try to fetch request after seconds estimated",
+        "fetch_result": fetch_result,
+        "id": identity,
+        "output": [],
+        "meta": meta(body, prefix=prefix),
+        "future_links": list(links),
     }
 
 

@@ -178,6 +178,16 @@ class Body(BaseModel):
         """The region to work on."""
         return "auto"
 
+    def to_document(self, *, root: str) -> str:
+        """The checked request and the server's address as JSON text, to be kept."""
+        body = self.model_dump(mode="json", exclude_none=True)
+        return json.dumps({"body": body, "root": root})
+
+    @classmethod
+    def from_document(cls, document: str) -> Self:
+        """The request in a document of ``to_document``."""
+        return cls.parse(json.loads(document)["body"])
+
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
         """Check the values of a request and fix its seed.
@@ -234,6 +244,14 @@ class InpaintBody(Img2ImgBody):
     @property
     def where(self) -> Region:
         return self.region
+
+
+KINDS: Final[Mapping[str, type[Body]]] = {
+    "inpaint": InpaintBody,
+    "img2img": Img2ImgBody,
+    "text2img": Text2ImgBody,
+}
+"""The picture routes by their names in the path."""
 
 
 def is_absent(value: Any) -> bool:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.addresses import AddressPolicy
 from service.errors import SettingsError
+from service.webhooks import parse_secrets
 
 PREFIX: Final = "EDGEFILL_"
 
@@ -18,6 +26,14 @@ PREFIX: Final = "EDGEFILL_"
 def _comma_list(value: Any) -> Any:
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _check_secrets(value: SecretStr) -> SecretStr:
+    try:
+        parse_secrets(value.get_secret_value())
+    except SettingsError as exc:
+        raise ValueError(str(exc)) from None
     return value
 
 
@@ -50,6 +66,33 @@ class Settings(BaseSettings):
     )
     wait_seconds: float = Field(
         default=20.0, gt=0, le=600, description="Longest time a request is waited for, in seconds."
+    )
+    database_url: str | None = Field(
+        default=None,
+        description="SQLAlchemy URL of the job store; a SQLite file in the data directory where "
+        "unset.",
+    )
+    queue_limit: int = Field(
+        default=20, ge=1, le=100_000, description="Requests of one key that may wait."
+    )
+    queue_total: int = Field(
+        default=100, ge=1, le=1_000_000, description="Requests of all keys that may wait."
+    )
+    slots: int = Field(
+        default=8, ge=1, le=256, description="Requests that are worked on at the same time."
+    )
+    retention_hours: float = Field(
+        default=24.0, gt=0, le=8760, description="How long answers and pictures are kept."
+    )
+    base64_mode: Literal["inline", "link", "data_uri"] = Field(
+        default="inline",
+        description="What `base64: true` answers with: bare base64 text, a link to a file that "
+        "holds it, or a data URI.",
+    )
+    webhook_secret: Annotated[SecretStr, AfterValidator(_check_secrets)] = Field(
+        default=SecretStr(""),
+        description="Secrets that webhooks are signed with, by Standard Webhooks: `whsec_` and "
+        "base64 of 24 to 64 bytes; several, separated by commas, while receivers change over.",
     )
     fetch_allow: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_list)] = Field(
         default=(),

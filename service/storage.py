@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -10,8 +11,8 @@ from pathlib import Path
 from typing import Final
 
 FOLDER: Final = "outputs"
-CONTENT_TYPES: Final = {"png": "image/png", "jpg": "image/jpeg"}
-_NAME: Final = re.compile(r"[A-Za-z0-9_-]{24}-[0-9]{1,2}\.(png|jpg)")
+CONTENT_TYPES: Final = {"png": "image/png", "jpg": "image/jpeg", "base64": "text/plain"}
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]{24}-[0-9]{1,2}\.(png|jpg|base64)")
 
 
 def new_prefix() -> str:
@@ -54,7 +55,7 @@ class OutputFolder:
             raise ValueError(f"{name!r} is not the name of an output")
         temporary = self._folder / f".{name}.tmp"
         try:
-            with temporary.open("xb") as stream:
+            with temporary.open("wb") as stream:  # one may lie there that a crash cut short
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -67,6 +68,26 @@ class OutputFolder:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+    def remove(self, name: str) -> None:
+        """Forget a picture; nothing happens where it is not there."""
+        if _NAME.fullmatch(name):
+            (self._folder / name).unlink(missing_ok=True)
+
+    def sweep(self, before: float) -> int:
+        """Remove every file last written before a time (seconds since 1970).
+
+        Returns:
+            How many there were, leftovers of interrupted writes among them.
+        """
+        removed = 0
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    if entry.stat(follow_symlinks=False).st_mtime < before:
+                        os.unlink(entry.path)
+                        removed += 1
+        return removed
 
     def find(self, name: str) -> tuple[Path, str] | None:
         """The file and content type of a picture, or None where there is no such picture."""

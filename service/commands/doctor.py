@@ -17,6 +17,7 @@ from service.console import FAILED
 
 if TYPE_CHECKING:
     from service.commands.arguments import Commands
+    from service.settings import Settings
 
 PACKAGES: Final = (
     "numpy",
@@ -27,6 +28,7 @@ PACKAGES: Final = (
     "httpx",
     "pydantic",
     "pydantic-settings",
+    "sqlalchemy",
     "rich",
 )
 EXPORT_PACKAGES: Final = ("torch", "diffusers", "transformers", "optimum", "onnx")
@@ -56,8 +58,8 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "doctor",
         help="say what works on this machine",
-        description="Look at packages, runtimes, devices, the default bundle and the data "
-        "directory; say what works, what does not, and the command that mends it.",
+        description="Look at packages, runtimes, devices, the default bundle, the settings and "
+        "what they name; say what works, what does not, and the command that mends it.",
         allow_abbrev=False,
     )
     add_json(parser)
@@ -176,6 +178,8 @@ def _settings() -> Iterator[Check]:
     except SettingsError as exc:
         yield Check(name="settings", ok=False, required=True, detail=str(exc))
         return
+    yield from _guarded("EDGEFILL_BUNDLE", lambda: _configured_bundle(settings))
+    yield from _guarded("EDGEFILL_DEVICE", lambda: _configured_device(settings))
     unknown = Settings.unknown_variables()
     yield Check(
         name="settings",
@@ -195,3 +199,37 @@ def _settings() -> Iterator[Check]:
         yield Check(
             name="data directory", ok=False, required=True, detail=f"{folder}: {exc}", hint=hint
         )
+
+
+def _configured_bundle(settings: Settings) -> Iterator[Check]:
+    """The bundle that the service would serve, where it is not the default one."""
+    from engine import BundleError
+    from engine.bundle import Bundle
+
+    if settings.bundle is None:
+        return
+    name = "EDGEFILL_BUNDLE"
+    try:
+        bundle = Bundle.open(settings.bundle)
+        detail = f"{settings.bundle} (verified: {bundle.family}, {bundle.precision})"
+        yield Check(name=name, ok=True, required=True, detail=detail)
+    except (BundleError, OSError) as exc:
+        hint = "set EDGEFILL_BUNDLE to a bundle made by `edgefill export`, or unset it"
+        yield Check(name=name, ok=False, required=True, detail=str(exc), hint=hint)
+
+
+def _configured_device(settings: Settings) -> Iterator[Check]:
+    """The device that the service would run on, where one was chosen."""
+    from engine import EngineError
+    from engine.sessions.devices import select
+
+    if "device" not in settings.model_fields_set:
+        return
+    name = "EDGEFILL_DEVICE"
+    try:
+        device = select(settings.device)
+        detail = f"{settings.device} ({device.detail})"
+        yield Check(name=name, ok=True, required=True, detail=detail)
+    except EngineError as exc:
+        hint = "set EDGEFILL_DEVICE to a device that works here, or unset it"
+        yield Check(name=name, ok=False, required=True, detail=str(exc), hint=hint)

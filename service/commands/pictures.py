@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
+import stat
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -47,8 +50,21 @@ def read_mask(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def _read(path: Path) -> bytes:
+    """All of a plain file; a FIFO or a device could give no end of bytes, or none ever."""
+    from engine.image import MAX_BYTES
+
     try:
-        return path.read_bytes()
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise CommandError(f"cannot read {path}: is a directory")
+        if not stat.S_ISREG(status.st_mode):
+            raise CommandError(f"cannot read {path}: is not a plain file")
+        if status.st_size > MAX_BYTES:
+            raise CommandError(
+                f"{path}: has {status.st_size} bytes; at most {MAX_BYTES} are allowed"
+            )
+        with path.open("rb") as stream:
+            return stream.read(MAX_BYTES + 1)
     except OSError as exc:
         raise CommandError(f"cannot read {path}: {reason(exc)}") from exc
 
@@ -94,10 +110,15 @@ def write_picture(path: Path, rgb: npt.NDArray[np.uint8]) -> None:
 
     data = encode_png(rgb) if path.suffix.lower() == ".png" else encode_jpeg(rgb)
     target = path.resolve()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    # Not from the target's name, which may be as long as names can be.
+    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
-        temporary.write_bytes(data)
-        temporary.replace(target)
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
     except OSError as exc:
-        temporary.unlink(missing_ok=True)
         raise CommandError(f"cannot write {path}: {reason(exc)}") from exc

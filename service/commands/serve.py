@@ -76,7 +76,25 @@ def serve(*, host: str, port: int, bundle: Path | None, device: str | None) -> N
             code=USAGE,
         )
     with listener(host, port) as sock:
+        _require_data_dir(settings.data_dir)
         _serve(settings, sock)
+
+
+def _require_data_dir(data_dir: Path) -> None:
+    """Make the folders for pictures before a model is loaded for them.
+
+    Raises:
+        CommandError: When nothing can be written there.
+    """
+    from service.storage import OutputFolder
+
+    try:
+        OutputFolder(data_dir).open()
+    except OSError as exc:
+        raise CommandError(
+            f"cannot keep pictures in {data_dir.absolute()}: {reason(exc)}",
+            hint="set EDGEFILL_DATA_DIR to a directory that can be written",
+        ) from exc
 
 
 def is_loopback(host: str) -> bool:
@@ -108,11 +126,12 @@ def listener(host: str, port: int) -> socket.socket:
 def _serve(settings: Settings, sock: socket.socket) -> None:
     import uvicorn
 
-    from engine import Engine, EngineError
+    from engine import EngineError
     from service.app import create_app
+    from service.engine_process import EngineProcess
 
     try:
-        engine = Engine.open(settings.bundle, device=settings.device)
+        engine = EngineProcess.open(settings.bundle, device=settings.device)
     except EngineError as exc:
         raise CommandError(
             str(exc), hint="`edgefill doctor` shows what works on this machine"
@@ -124,6 +143,7 @@ def _serve(settings: Settings, sock: socket.socket) -> None:
             access_log=True,
             server_header=False,
             ws="none",
+            lifespan="on",
             timeout_graceful_shutdown=30,
         )
         server = uvicorn.Server(config)
@@ -132,7 +152,8 @@ def _serve(settings: Settings, sock: socket.socket) -> None:
         logger.info("serving: http://%s (device: %s)", where, engine.device.name)
         # uvicorn raises the signal that stopped it once more; both mean: stopped as wanted.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        with contextlib.suppress(KeyboardInterrupt):
+        # SystemExit: uvicorn's own code for an application that does not start.
+        with contextlib.suppress(KeyboardInterrupt, SystemExit):
             server.run(sockets=[sock])
         if not server.started:
             raise CommandError("the service did not start; the log above says why")

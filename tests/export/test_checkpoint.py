@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +74,22 @@ def test_a_good_folder(folder: Path) -> None:
         ("vae/config.json", {"_class_name": "VQModel"}, "_class_name is 'VQModel'; supported"),
         ("vae/config.json", {"block_out_channels": [8, 8]}, "one latent cell covers 2 pixels"),
         ("text_encoder/config.json", {"model_type": "bert"}, "model_type is 'bert'; supported"),
+        # Of any type at all.
+        ("unet/config.json", {"in_channels": "9"}, "in_channels is '9'; a whole number from 1 is"),
+        ("unet/config.json", {"sample_size": "64"}, "sample_size is '64'; a whole number from 1,"),
+        ("unet/config.json", {"sample_size": []}, r"sample_size is \[\]; a whole number from 1,"),
+        ("vae/config.json", {"block_out_channels": 4}, "block_out_channels is 4; a list of whole"),
+        ("vae/config.json", {"num_encoder_blocks": 4}, "num_encoder_blocks is 4; a list of whole"),
+        ("vae/config.json", {"latent_channels": None}, "latent_channels is None; a whole number"),
+        ("vae/config.json", {"latent_channels": True}, "latent_channels is True; a whole number"),
+        ("vae/config.json", {"scaling_factor": [1]}, r"scaling_factor is \[1\]; a number above 0"),
+        ("vae/config.json", {"scaling_factor": float("inf")}, "scaling_factor is inf; a number"),
+        ("text_encoder/config.json", {"vocab_size": "x"}, "vocab_size is 'x'; a whole number from"),
+        (
+            "text_encoder/config.json",
+            {"max_position_embeddings": 0},
+            r"text_encoder/config\.json: max_position_embeddings is 0; a whole number from 1",
+        ),
     ],
 )
 def test_other_models_are_refused_by_name(
@@ -140,6 +158,51 @@ def test_text_encoder_of_transformers_5_is_the_same(folder: Path) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.parametrize("network", ["text_encoder", "unet", "vae"])
+@pytest.mark.parametrize("length", [0, 5, -100])
+def test_weights_cut_short_are_named(folder: Path, network: str, length: int) -> None:
+    from export import networks
+
+    checkpoint = Checkpoint.open(folder)
+    (file,) = checkpoint.weights(network)
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(ExportError) as caught:
+        networks.builders(checkpoint, tokens=77)
+    assert str(caught.value).startswith(f"{file}: is no whole .safetensors file: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("network", "first"),
+    [
+        ("unet", r"conv_in\.bias with \(1,\) for \(32,\)"),
+        ("vae_decoder", r"decoder\.conv_in\.bias with \(1,\) for \(16,\)"),
+        ("text_encoder", r"text_model\.embeddings\.position_embedding\.weight"),
+    ],
+)
+def test_weights_of_another_shape_are_one_sentence(folder: Path, network: str, first: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from export import networks
+
+    checkpoint = Checkpoint.open(folder)
+    (file,) = checkpoint.weights(network.removesuffix("_decoder"))
+    tensors = {name: values[:1].clone() for name, values in load_file(file).items()}
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(ExportError) as caught:
+        networks.builders(checkpoint, tokens=77)[network]()
+    said = str(caught.value)
+    assert re.fullmatch(rf".*: \d+ of the weights that .* have another shape, first {first}", said)
+
+
+def test_whatever_a_configuration_does_to_the_libraries_is_refused(folder: Path) -> None:
+    from export import networks
+
+    change(folder / "unet" / "config.json", norm_num_groups=0)
+    with pytest.raises(ExportError, match=r"unet: cannot be loaded: integer modulo by zero"):
+        networks.unet(Checkpoint.open(folder))
+
+
 def test_more_text_positions_than_the_encoder_has(folder: Path) -> None:
     from export import networks
 
@@ -162,3 +225,32 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
         find_checkpoint(tmp_path)
     with pytest.raises(ExportError, match="does not exist"):
         find_checkpoint(tmp_path / "absent")
+    (tmp_path / "model_index.json").write_text("[" * 100_000)
+    with pytest.raises(ExportError, match=r"model_index\.json: cannot be read as JSON: maximum"):
+        find_checkpoint(tmp_path)
+    (tmp_path / "model_index.json").unlink()
+    os.mkfifo(tmp_path / "model_index.json")
+    with pytest.raises(ExportError, match=r"model_index\.json: is not a plain file"):
+        find_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "./absent",
+        "../absent",
+        ".x/y",
+        "a--b/c",
+        "foo..bar/x",
+        "~/x",
+        "a/b.git",
+        "a" * 97,
+        "a" * 5000,
+    ],
+)
+def test_names_that_the_hub_could_not_have(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ExportError, match=r": does not exist, and is no name on the hub \(owner/"):
+        find_checkpoint(name)

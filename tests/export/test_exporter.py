@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from engine.bundle import Bundle
+from engine.errors import BundleError
 from export import ExportError, ParityError, export_checkpoint
 from tests.export.conftest import VARIANTS
 from tests.export.originals import TOLERANCE, normal, original, session
@@ -168,6 +170,32 @@ def test_what_does_not_exist_is_refused(
 ) -> None:
     with pytest.raises(ExportError, match=message):
         export_checkpoint(checkpoint("plain_kl"), tmp_path / "bundle", **settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("betas", [["a"], [0.1, 0.2], "x", 5])
+def test_what_the_engine_refuses_is_an_export_error(
+    betas: object, checkpoint: Get, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(checkpoint("plain_kl"), tmp_path / "copy"))
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"trained_betas": betas}))
+    with pytest.raises(ExportError, match=r"^scheduler_config\.json: .*trained_betas"):
+        export_checkpoint(folder, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_bundle_that_the_engine_would_not_open_is_an_export_error(
+    checkpoint: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Bundle) -> None:
+        raise BundleError(f"{self.path}: is not good")
+
+    monkeypatch.setattr(Bundle, "write", refused)
+    output = tmp_path / "bundle"
+    with pytest.raises(ExportError) as caught:
+        export_checkpoint(checkpoint("inpaint_tiny"), output)
+    assert str(caught.value) == (f"{output}: would be no bundle that the engine opens: is not good")
     assert list(tmp_path.iterdir()) == []
 
 

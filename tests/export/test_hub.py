@@ -193,11 +193,23 @@ def test_wanted() -> None:
     assert sorted(wanted([*shards, *more])) == shards
 
 
-@pytest.mark.parametrize("name", ["runwayml/stable-diffusion-inpainting", "gpt2", "a.b/c_d-e"])
+@pytest.mark.parametrize(
+    "name",
+    ["runwayml/stable-diffusion-inpainting", "gpt2", "a.b/c_d-e", "a/b.gits", "_a/b_", "a" * 96],
+)
 def test_hub_names(name: str) -> None:
     assert is_hub_name(name)
 
 
-@pytest.mark.parametrize("name", ["", "a/b/c", "/a", "a/", "a b/c", "~/model", "https://x/y"])
+@pytest.mark.parametrize("name", ["", "a/b/c", "/a", "a/", "a b/c", "~/model", "https://x/y",
+                                  ".", "..", "./a", "../a", ".x/y", "a--b/c", "a..b/c", "a-/b",
+                                  "-a/b", "a/.b", "a/b.", "a/b.git", "a" * 97])  # fmt: skip
 def test_other_names(name: str) -> None:
     assert not is_hub_name(name)
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_the_rules_are_the_hubs(offline: bool, tmp_path: Path) -> None:
+    """Should the library have stricter ones some day, its refusal is a sentence as well."""
+    (found,) = fetch(tmp_path, DEAD, ("a--b/c", None), offline=offline)
+    assert found.startswith("refused: a--b/c: is no name that the hub could have: ")

@@ -18,7 +18,7 @@ from export.checkpoint import Checkpoint
 from export.default_bundle import DOCUMENT, MAX_SIZE, OUTPUT, SIZE, licence_notes
 from export.defaults import defaults, family, scheduler_config, scheduler_name
 from export.errors import ExportError
-from export.licence import copy_documents, read_licence
+from export.licence import copy_documents, read_licence, texts
 from export.output import staged
 from export.preview import PICTURES, fit_rgb_factors, pictures
 
@@ -76,6 +76,40 @@ def test_output_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="holds other files"), staged(output, overwrite=True):
         pass
     with pytest.raises(ExportError, match="is not a folder"), staged(output / "diary.txt"):
+        pass
+
+
+def test_nothing_is_written_into_a_bundle(tmp_path: Path) -> None:
+    bundle, beside = tmp_path / "bundle", tmp_path / "beside"
+    bundle.mkdir()
+    (bundle / "bundle.json").write_text("{}")
+    (tmp_path / "link").symlink_to(bundle)
+    for output in (bundle / "sub", bundle / "deep" / "sub", tmp_path / "link" / "sub"):
+        with (
+            pytest.raises(ExportError, match=rf"lies in the bundle {bundle}; name a folder"),
+            staged(output, overwrite=True),
+        ):
+            pass
+    assert [entry.name for entry in bundle.iterdir()] == ["bundle.json"]
+    with staged(bundle / ".." / "beside") as folder:
+        (folder / "bundle.json").write_text("{}")
+    assert beside.is_dir()
+
+
+def test_names_of_outputs_may_be_long_and_not_too_long(tmp_path: Path) -> None:
+    with staged(tmp_path / ("b" * 255)) as folder:
+        (folder / "bundle.json").write_text("{}")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["b" * 255]
+    with (
+        pytest.raises(ExportError, match="b: cannot be written: File name too long"),
+        staged(tmp_path / ("b" * 256)),
+    ):
+        pass
+    (tmp_path / "circle").symlink_to("circle")
+    with (
+        pytest.raises(ExportError, match="circle/b: cannot be written"),
+        staged(tmp_path / "circle" / "b"),
+    ):
         pass
 
 
@@ -150,6 +184,35 @@ def test_licence_of_a_checkpoint(tmp_path: Path) -> None:
     readme.write_text("---\nlicense: other\nlicense_name: 'open rail'\n---\n")
     assert read_licence(tmp_path, None)["id"] == "open rail"
     assert read_licence(tmp_path, {"id": "MIT"}) == {"id": "MIT"}
+
+
+def test_links_out_of_a_checkpoint_are_not_followed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("---\nlicense: secret\n---\n")
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    for name in ("LICENSE", "README.md"):
+        (folder / name).symlink_to(secret)
+    assert texts(folder) == []
+    assert f"leads out of the checkpoint is left out: {folder / 'LICENSE'}" in caplog.text
+    assert read_licence(folder, None) == {}
+    (folder / "LICENSE.txt").write_text("Be kind.")
+    (folder / "LICENSE.md").symlink_to("LICENSE.txt")
+    assert texts(folder) == [folder / "LICENSE.md", folder / "LICENSE.txt"]
+
+
+def test_the_hubs_cache_keeps_its_files_aside(tmp_path: Path) -> None:
+    cache = tmp_path / "models--a--b"
+    folder = cache / "snapshots" / "c0ffee"
+    folder.mkdir(parents=True)
+    (cache / "blobs").mkdir()
+    (cache / "blobs" / "1").write_text("Be kind.")
+    (cache / "other").write_text("secret")
+    (folder / "LICENSE").symlink_to("../../blobs/1")
+    (folder / "LICENSE.md").symlink_to("../../other")
+    assert texts(folder) == [folder / "LICENSE"]
 
 
 def test_documents_cannot_take_the_place_of_the_bundles_files(tmp_path: Path) -> None:

@@ -72,6 +72,17 @@ def test_length_of_a_tokenizer_without_one(tmp_path: Path) -> None:
     assert export_tokenizer(checkpoint, tmp_path / "tokenizer.json") == 77
 
 
+@pytest.mark.parametrize("length", ["x", 0, 2, float("nan")])
+def test_lengths_that_are_none(tmp_path: Path, length: object) -> None:
+    from export.tokenizer import write_tokenizer as export_tokenizer
+
+    checkpoint = make(tmp_path, max_length=77, pad_token="!")
+    path = tmp_path / "tokenizer" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": length}))
+    with pytest.raises(ExportError, match=r"tokenizer_config\.json: model_max_length is .* from 3"):
+        export_tokenizer(checkpoint, tmp_path / "tokenizer.json")
+
+
 def test_refusals(tmp_path: Path) -> None:
     from export.tokenizer import write_tokenizer as export_tokenizer
 

@@ -90,6 +90,8 @@ def origin() -> Iterator[Origin]:
             else:
                 answer(self)
 
+        do_POST = do_GET
+
         def log_message(self, format: str, *arguments: object) -> None:
             pass
 

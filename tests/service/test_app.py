@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from service import endpoints
 from service.app import create_app
 from service.settings import Settings
 from tests.service.conftest import data_uri
@@ -133,22 +134,31 @@ def test_large_pictures_are_refused(settings: Settings, body: dict[str, Any]) ->
     assert response.json()["message"] == "The init image is larger than 1 MB."
 
 
-@pytest.mark.parametrize(
-    ("wait", "change"), [(0.2, {}), (20.0, {"deadline_ms": 200}), (0.2, {"deadline_ms": 60_000})]
-)
-def test_what_takes_too_long_is_cancelled(
-    settings: Settings, body: dict[str, Any], wait: float, change: dict[str, Any]
-) -> None:
+def test_what_misses_its_deadline_is_cancelled(settings: Settings, body: dict[str, Any]) -> None:
     stub = StubEngine(delay=30)
-    impatient = settings.model_copy(update={"wait_seconds": wait})
-    with serving(create_app(impatient, stub)) as client:
+    with serving(create_app(settings, stub)) as client:
         begin = time.monotonic()
-        response = client.post(PATH, json=body | change)
+        response = client.post(PATH, json=body | {"deadline_ms": 200})
         assert time.monotonic() - begin < 5
         assert stub.cancelled.wait(5)
     assert response.status_code == 503
     assert response.headers["retry-after"] == "1"
     assert "was not done within 0.2 seconds" in response.json()["message"]
+
+
+def test_bodies_that_do_not_arrive_are_given_up(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoints, "BODY_SECONDS", 0.2)
+    with serving(create_app(settings, StubEngine())) as client:
+        where = urlsplit(str(client.base_url))
+        connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=10)
+        connection.putrequest("POST", PATH)
+        connection.putheader("Content-Length", "100")
+        connection.endheaders()
+        response = connection.getresponse()
+        assert response.status == 408
+        connection.close()
 
 
 def test_a_client_that_leaves_cancels_its_request(settings: Settings, body: dict[str, Any]) -> None:
@@ -197,7 +207,7 @@ def test_the_engine_is_opened_and_closed_when_none_is_given(
             opened.append(cls())
             return opened[-1]
 
-    monkeypatch.setattr("service.app.Engine", Recorded)
+    monkeypatch.setattr("service.app.EngineProcess", Recorded)
     app = create_app(settings)
     with serving(app) as client:
         assert client.get("/readyz").status_code == 200

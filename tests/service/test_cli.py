@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import engine
-from engine.image import decode_mask, decode_picture, sniff
+from engine.image import MAX_BYTES, decode_mask, decode_picture, sniff
 from service.cli import main
 from service.commands.inpaint import DEMO
 from tests.service.stub_engine import COLOUR, StubEngine
@@ -131,6 +132,13 @@ def test_outputs_are_replaced_and_size_is_taken(
         (["--output", "folder.png"], 1, "error: cannot write folder.png: it is there and not"),
         (["--output", "o.png", "--image", "no.png"], 1, "error: cannot read no.png: no such file"),
         (["--output", "o.png", "--mask", "folder.png"], 1, "error: cannot read folder.png: is a"),
+        (["--output", "o.png", "--image", "fifo.png"], 1, "error: cannot read fifo.png: is not a"),
+        (["--output", "o.png", "--mask", "/dev/zero"], 1, "error: cannot read /dev/zero: is not a"),
+        (["--output", "o.png", "--mask", "large.png"], 1, f"large.png: has {MAX_BYTES + 1} bytes"),
+        (["--output", "fifo.png"], 1, "error: cannot write fifo.png: it is there and not a plain"),
+        (["--output", "/dev/null"], 2, "error: --output: /dev/null has the suffix ''; allowed"),
+        (["--output", f"{'o' * 252}.png"], 1, "o.png: file name too long"),
+        (["--output", f"{'o' * 250}.png", "--samples", "2"], 1, "-0.png: file name too long"),
         (["--output", "o.png", "--mask", "text.png"], 1, "error: text.png: is neither a PNG nor a"),
         (["--output", "o.png", "--device", "abacus"], 1, "error: device 'abacus' is not supported"),
         (["--output", "o.png", "--bundle", "no"], 1, "error: no: is not a directory"),
@@ -146,6 +154,9 @@ def test_expected_errors(
 ) -> None:
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "text.png").write_text("text")
+    (tmp_path / "large.png").touch()
+    os.truncate(tmp_path / "large.png", MAX_BYTES + 1)
+    os.mkfifo(tmp_path / "fifo.png")
     found, out, err = run(capsys, "inpaint", *files, *arguments)
     assert (found, out) == (code, "")
     assert words in err
@@ -160,6 +171,38 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(
     assert run(capsys, "inpaint", *files, "--output", "no/o.png")[0] == 1
     os.mkdir("folder.png")
     assert run(capsys, "inpaint", *files, "--output", "folder.png")[0] == 1
+    code, _, err = run(capsys, "inpaint", *files, "--output", f"{'o' * 252}.png")
+    assert code == 1
+    assert err.endswith("o.png: file name too long\n")
+
+
+def test_a_name_as_long_as_names_can_be(
+    capsys: pytest.CaptureFixture[str], files: list[str], tmp_path: Path
+) -> None:
+    name = f"{'o' * 251}.png"
+    assert run(capsys, "inpaint", *files, "--output", name)[0] == 0
+    assert sorted(os.listdir(tmp_path)) == ["mask.png", name, "photo.png"]
+
+
+def test_a_picture_that_cannot_be_written_leaves_nothing(
+    capsys: pytest.CaptureFixture[str],
+    files: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(self: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "replace", refused)
+    wanted = (1, "", "error: cannot write o.png: no space left on device\n")
+    assert run(capsys, "inpaint", *files, "--output", "o.png") == wanted
+    assert sorted(os.listdir(tmp_path)) == ["mask.png", "photo.png"]
+
+    def gone(self: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "unlink", gone)  # the first error is the one that is told
+    assert run(capsys, "inpaint", *files, "--output", "o.png") == wanted
 
 
 def test_hints(capsys: pytest.CaptureFixture[str], files: list[str]) -> None:
@@ -215,3 +258,81 @@ def test_a_real_process_ends_without_a_traceback(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: cannot read no.png: no such file or directory\n"
+
+
+WITH_STUB = """
+import sys, engine
+from tests.service.stub_engine import StubEngine
+engine.Engine = StubEngine
+from service.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+INPAINT = ("inpaint", "--demo", "--json")
+DOCTOR = ("doctor",)
+
+
+def end_of(arguments: tuple[str, ...], redirection: str, folder: Path) -> tuple[int, str]:
+    """The exit code and stderr of a process whose output a shell sends elsewhere."""
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {redirection}', "sh", sys.executable, "-c", WITH_STUB, *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [INPAINT, DOCTOR])
+def test_output_that_cannot_be_written(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    if Path("/dev/full").exists():
+        code, err = end_of(arguments, ">/dev/full", tmp_path)
+        assert (code, err) == (
+            1,
+            "error: cannot write to standard output: no space left on device\n",
+        )
+    code, err = end_of(arguments, ">&-", tmp_path)
+    assert code == 1
+    assert err == "error: standard output is closed, and the result could not be printed\n"
+
+
+def test_closed_output_is_seen_before_the_work(tmp_path: Path) -> None:
+    end_of(INPAINT, ">&-", tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
+def test_errors_that_cannot_be_written(redirection: str, tmp_path: Path) -> None:
+    assert end_of(INPAINT, redirection, tmp_path)[0] == 0
+    assert end_of((*INPAINT, "--steps", "0"), redirection, tmp_path)[0] == 2
+
+
+@pytest.mark.parametrize("arguments", [INPAINT, DOCTOR])
+def test_a_reader_that_has_gone(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        process = subprocess.run(
+            [sys.executable, "-c", WITH_STUB, *arguments],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        os.close(write)
+    assert (process.returncode, process.stderr) == (141, "")
+
+
+def test_a_pipe_of_ours_that_breaks_is_no_reader_gone(
+    files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(StubEngine, "submit", broken)
+    with pytest.raises(BrokenPipeError):
+        main(["inpaint", *files, "--output", "o.png"])

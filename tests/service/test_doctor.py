@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.bundle import Bundle
+from engine.engine import DEFAULT_BUNDLE
 from engine.errors import BundleError
 from engine.sessions.devices import Finding
 from service.cli import main
@@ -122,3 +124,47 @@ def test_a_probe_that_breaks_is_reported(
     assert code == 1
     assert found["devices"]["detail"] == "RuntimeError: libfoo.so is missing"
     assert found["default bundle"]["ok"]
+
+
+def test_the_configured_bundle_and_device_are_looked_at(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("engine.sessions.devices._probe_cpu", lambda: "ONNX Runtime 9.9")
+    assert not {"EDGEFILL_BUNDLE", "EDGEFILL_DEVICE"} & set(checks(capsys)[1])
+    monkeypatch.setenv("EDGEFILL_BUNDLE", str(tmp_path))
+    monkeypatch.setenv("EDGEFILL_DEVICE", "cpu")
+    code, found = checks(capsys)
+    assert code == 0
+    assert found["EDGEFILL_BUNDLE"]["detail"] == f"{tmp_path} (verified: sd1, fp32)"
+    assert found["EDGEFILL_DEVICE"]["detail"] == "cpu (ONNX Runtime 9.9 on the CPU)"
+
+
+def test_a_configured_device_that_does_not_work(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEFILL_DEVICE", "abacus")
+    code, found = checks(capsys)
+    assert code == 1
+    assert "device 'abacus' is not supported" in str(found["EDGEFILL_DEVICE"]["detail"])
+    assert "EDGEFILL_DEVICE" in str(found["EDGEFILL_DEVICE"]["hint"])
+
+
+def test_a_configured_bundle_that_cannot_be_opened(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    opened = Bundle.open  # the one that works, of this file's machine
+
+    def only_the_default(path: Path) -> object:
+        if path != DEFAULT_BUNDLE:
+            raise BundleError(f"{path}: is not a directory")
+        return opened(path)
+
+    monkeypatch.setattr("engine.bundle.Bundle.open", only_the_default)
+    monkeypatch.setenv("EDGEFILL_BUNDLE", str(tmp_path / "no"))
+    code, found = checks(capsys)
+    assert code == 1
+    assert found["EDGEFILL_BUNDLE"]["detail"] == f"{tmp_path / 'no'}: is not a directory"
+    assert found["EDGEFILL_BUNDLE"]["hint"]
+    assert found["default bundle"]["ok"]
+    assert main(["doctor"]) == 1
+    assert "BROKEN  EDGEFILL_BUNDLE: " in capsys.readouterr().out

@@ -9,7 +9,8 @@ import httpx
 import numpy as np
 import pytest
 
-from service.app import KINDS, ROOTS, create_app
+from service.app import ROOTS, create_app
+from service.schema import KINDS
 from service.settings import Settings
 from tests.service.conftest import data_uri
 from tests.service.live import serving

@@ -13,17 +13,17 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.types import Receive, Scope, Send
 
-import engine
 from service.cli import main
 from service.commands.serve import is_loopback
 from tests.service.stub_engine import StubEngine
 
 ROOT = Path(__file__).parents[2]
 WITH_STUB = """
-import sys, engine
+import sys, service.engine_process
 from tests.service.stub_engine import StubEngine
-engine.Engine = StubEngine
+service.engine_process.EngineProcess = StubEngine
 from service.cli import main
 sys.exit(main(["serve", "--port", "0"]))
 """
@@ -31,7 +31,7 @@ sys.exit(main(["serve", "--port", "0"]))
 
 @pytest.fixture(autouse=True)
 def _stub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "Engine", StubEngine)
+    monkeypatch.setattr("service.engine_process.EngineProcess", StubEngine)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +82,35 @@ def test_a_bundle_that_cannot_be_opened(capsys: pytest.CaptureFixture[str], tmp_
     err = capsys.readouterr().err
     assert "error: " in err
     assert "is not a directory" in err
+
+
+def test_a_data_directory_that_cannot_be_used(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(StubEngine, "open", lambda *_, **__: pytest.fail("the engine was opened"))
+    in_the_way = tmp_path / "file"
+    in_the_way.touch()
+    monkeypatch.setenv("EDGEFILL_DATA_DIR", str(in_the_way))
+    assert main(["serve", "--port", "0"]) == 1
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        f"error: cannot keep pictures in {in_the_way}: not a directory",
+        "hint: set EDGEFILL_DATA_DIR to a directory that can be written",
+    ]
+
+
+def test_an_application_that_does_not_start(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvicorn ends the process with a code of its own then."""
+
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": "no"})
+
+    monkeypatch.setattr("service.app.create_app", lambda *_, **__: broken)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert main(["serve", "--port", "0"]) == 1
+    assert "error: the service did not start; the log above says why" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])

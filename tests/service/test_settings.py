@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from service.errors import SettingsError
 from service.settings import Settings
@@ -21,6 +22,13 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
         "data_dir": Path("edgefill-data"),
         "public_url": None,
         "wait_seconds": 20.0,
+        "database_url": None,
+        "queue_limit": 20,
+        "queue_total": 100,
+        "slots": 8,
+        "retention_hours": 24.0,
+        "base64_mode": "inline",
+        "webhook_secret": SecretStr(""),
         "fetch_allow": (),
         "fetch_seconds": 10.0,
         "picture_limit_mb": 20,

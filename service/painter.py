@@ -1,4 +1,4 @@
-"""One inpainting request from its checked body to the answer's body.
+"""The work of one job, from its checked body to the answer's body.
 
 Nothing here holds up the event loop: pictures are decoded, encoded and stored in threads, and the
 engine's ticket wakes the waiting task from the engine's own thread.
@@ -11,19 +11,24 @@ import base64
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
 from engine import EngineError, InpaintRequest, InpaintResult, InputError, RequestCancelled
 from engine.image import decode_mask, decode_picture, encode_jpeg, encode_png
-from service.errors import ApiError, refused_value
+from service.errors import ApiError, FetchError, refused_value
 from service.inputs import PictureReader
-from service.responses import new_id, success
+from service.jobs import Job
+from service.responses import success
 from service.schema import Body
-from service.storage import OutputFolder, file_name, new_prefix
+from service.storage import CONTENT_TYPES, FOLDER, OutputFolder, file_name
+from service.urls import Target
 
 logger = logging.getLogger(__name__)
+
+Base64Mode: TypeAlias = Literal["inline", "link", "data_uri"]
 
 
 class PictureTicket(Protocol):
@@ -54,59 +59,74 @@ class PictureEngine(Protocol):
         ...
 
 
-class Inpainter:
-    """Does the work behind ``POST /api/v6/realtime/inpaint``."""
+class Painter:
+    """Does the work of one job.
 
-    def __init__(self, engine: PictureEngine, reader: PictureReader, outputs: OutputFolder) -> None:
+    Args:
+        engine: Makes the pictures.
+        reader: Gets the pictures that came with the request.
+        outputs: Keeps the pictures that were made.
+        base64_mode: What ``base64: true`` answers with: the bare text (``"inline"``), a link to a
+            file that holds it (``"link"``, as the hosted API does), or a data URI.
+    """
+
+    def __init__(
+        self,
+        engine: PictureEngine,
+        reader: PictureReader,
+        outputs: OutputFolder,
+        *,
+        base64_mode: Base64Mode = "inline",
+    ) -> None:
         self._engine = engine
         self._reader = reader
         self._outputs = outputs
+        self._base64_mode = base64_mode
 
-    async def make(self, body: Body, *, link: Callable[[str], str]) -> dict[str, Any]:
-        """Make the pictures of a request. When the task is cancelled, so is the engine's work.
+    async def paint(self, job: Job, body: Body, *, root: str) -> Painted:
+        """Make the pictures of a job. When the task is cancelled, so is the engine's work.
 
         Args:
+            job: Whose id and file names are used.
             body: The checked request.
-            link: From the name of an output to the address that clients find it at.
+            root: The address that clients reach this server at.
 
         Returns:
-            The body of the success answer.
+            The answer, and the files it speaks of.
 
         Raises:
             ApiError: With the answer that the client gets instead.
         """
-        refuse_unserved(body)
-        pictures = await self._read(body)
-        identity, prefix = new_id(), new_prefix()
+        pictures = await self._read(body, root=root)
         try:
             request = await asyncio.to_thread(_request, body, pictures)
+            del pictures
             result = await _finished(await _submitted(self._engine, request))
         except InputError as exc:
             raise refused_value(exc) from exc
         except RequestCancelled as exc:
             raise ApiError(503, "The request was cancelled because the server stops.") from exc
         except EngineError as exc:
-            logger.exception("request %d: the engine failed", identity)
+            logger.exception("job %d: the engine failed", job.id)
             raise ApiError(500, "The engine failed to make the picture.") from exc
-        output = await asyncio.to_thread(self._keep, body, result, prefix)
-        if not body.base64:
-            output = [link(name) for name in output]
-        answer = success(body, result, identity=identity, prefix=prefix, output=output)
+        kept = await asyncio.to_thread(self._keep, body, result, job.file_prefix, root)
+        answer = success(body, result, identity=job.id, prefix=job.file_prefix, output=kept.output)
         logger.info(
-            "request %d: %d picture(s) of %dx%d in %.3f s",
-            identity,
+            "job %d: %d picture(s) of %dx%d in %.3f s",
+            job.id,
             body.samples,
             body.width,
             body.height,
             answer["generationTime"],
         )
-        return answer
+        told = None if kept.links == kept.output else {**answer, "output": kept.links}
+        return Painted(answer=answer, files=kept.files, webhook_answer=told)
 
-    async def _read(self, body: Body) -> dict[str, bytes]:
+    async def _read(self, body: Body, *, root: str) -> dict[str, bytes]:
         """All pictures at once; of two errors, the first field's is the one that is told."""
         fields = body.pictures
         read = await asyncio.gather(
-            *(self._reader.read(field, value) for field, value in fields.items()),
+            *(self._reader.read(field, value, root=root) for field, value in fields.items()),
             return_exceptions=True,
         )
         pictures = {}
@@ -116,30 +136,72 @@ class Inpainter:
             pictures[field] = picture
         return pictures
 
-    def _keep(self, body: Body, result: InpaintResult, prefix: str) -> list[str]:
-        """Encode the pictures; base64 texts, or the names of the files that they were kept in."""
+    def _keep(self, body: Body, result: InpaintResult, prefix: str, root: str) -> _Kept:
+        """Encode the pictures, and keep what is linked to."""
         encode = encode_jpeg if body.output_format == "jpg" else encode_png
         pictures = [encode(image) for image in result.images]
-        if body.base64:
-            return [base64.b64encode(picture).decode("ascii") for picture in pictures]
-        names = [file_name(prefix, i, body.output_format) for i in range(len(pictures))]
-        for name, picture in zip(names, pictures, strict=True):
-            self._outputs.write(name, picture)
-        return names
+        inline = body.base64 and self._base64_mode != "link"
+        texts = [base64.b64encode(picture) for picture in pictures] if body.base64 else []
+        files = output_names(body, prefix, inline=inline)
+        if inline and body.webhook is None:
+            files = []
+        for name, data in zip(files, pictures if inline or not texts else texts, strict=False):
+            self._outputs.write(name, data)
+        links = [f"{root}/{FOLDER}/{name}" for name in files]
+        if not inline:
+            return _Kept(output=links, links=links, files=files)
+        head = ""
+        if self._base64_mode == "data_uri":
+            head = f"data:{CONTENT_TYPES[body.output_format]};base64,"
+        output = [head + text.decode("ascii") for text in texts]
+        return _Kept(output=output, links=links or output, files=files)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Painted:
+    """What came of a job.
+
+    Attributes:
+        answer: The body of the success answer.
+        files: The names of the files that were kept for it.
+        webhook_answer: What the webhook says instead: links where the answer holds the pictures
+            themselves, which would be megabytes. None where it says the same.
+    """
+
+    answer: dict[str, Any]
+    files: list[str]
+    webhook_answer: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kept:
+    """The pictures as the answer shows them, as links, and the names of their files."""
+
+    output: list[str]
+    links: list[str]
+    files: list[str]
+
+
+def output_names(body: Body, prefix: str, *, inline: bool) -> list[str]:
+    """The names of a job's files, known before they are made: pictures, or their base64 text
+    where that is to be linked to."""
+    extension = "base64" if body.base64 and not inline else body.output_format
+    return [file_name(prefix, i, extension) for i in range(body.samples)]
 
 
 def refuse_unserved(body: Body) -> None:
-    """Say so when a request needs what this version does not do, instead of leaving it out.
+    """Say so when a request needs what this server cannot do, instead of leaving it out.
 
     Raises:
-        ApiError: 400, or 503 for the safety checker.
+        ApiError: 503 for the safety checker, 400 for a webhook that is no URL.
     """
+    if body.webhook is not None:
+        try:
+            Target.parse(body.webhook)
+        except FetchError as exc:
+            raise ApiError(400, "The webhook must be an http or https URL.") from exc
     if body.safety_checker:
         raise ApiError(503, "The safety checker is not available on this server.")
-    if body.instant_response:
-        raise ApiError(400, "The instant response is not supported by this version.")
-    if body.webhook is not None:
-        raise ApiError(400, "The webhook is not supported by this version.")
 
 
 def _request(body: Body, pictures: Mapping[str, bytes]) -> InpaintRequest:

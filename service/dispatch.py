@@ -1,0 +1,247 @@
+"""From an accepted job to a finished one: who is worked on, who waits for it, how long it takes.
+
+A job is in the store before it is anywhere else, and its outcome is in the store before anybody is
+told. In memory there is only what a restart may lose: who waits, and what is under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from service.errors import ApiError
+from service.jobs import Job, JobStore, Limits, NewJob, QueueFull, StoreError
+from service.painter import Painted, Painter
+from service.schema import KINDS, Body
+
+logger = logging.getLogger(__name__)
+
+_FIRST_GUESS: Final = 2.0
+"""Seconds a job is thought to take before one was measured."""
+
+_SMOOTHING: Final = 0.2
+_RETRY_SECONDS: Final = 1.0
+"""How soon a store that failed is asked again."""
+
+FAILED: Final = "The engine failed to make the picture."
+LEFT: Final = "The client left before the picture was made."
+
+
+class Dispatcher:
+    """Runs jobs in a bounded number of slots and wakes those who wait for them.
+
+    Args:
+        store: Where jobs are kept.
+        painter: Does the work of one job.
+        slots: How many jobs are worked on at once, fetching and decoding included.
+        limits: How many may wait.
+        on_end: Told whenever a job has ended, for example to deliver its webhook.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        painter: Painter,
+        *,
+        slots: int,
+        limits: Limits,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._store = store
+        self._painter = painter
+        self._slots = slots
+        self._limits = limits
+        self._on_end = on_end
+        self._working: dict[int, asyncio.Task[None]] = {}
+        self._waiters: dict[int, asyncio.Event] = {}
+        self._refusals: dict[int, ApiError] = {}
+        self._wake = asyncio.Event()
+        self._draining = False
+        self._seconds = _FIRST_GUESS
+        self._loop: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Take up what an earlier process left over, and begin."""
+        recovery = await asyncio.to_thread(self._store.recover)
+        if recovery.requeued or recovery.failed:
+            again, given_up = len(recovery.requeued), len(recovery.failed)
+            logger.warning("after a crash: %d jobs run again, %d given up", again, given_up)
+        self._loop = asyncio.create_task(self._claim())
+        self._wake.set()
+        self._on_end()
+
+    async def drain(self, seconds: float) -> None:
+        """Begin nothing more, give what is under way some time, and put back what is left."""
+        self._draining = True
+        self._wake.set()
+        if self._loop is not None:
+            await self._loop
+        if self._working:
+            await asyncio.wait(self._working.values(), timeout=seconds)
+        for task in list(self._working.values()):
+            task.cancel()
+        await asyncio.gather(*self._working.values(), return_exceptions=True)
+
+    @property
+    def draining(self) -> bool:
+        """Whether nothing more is begun."""
+        return self._draining
+
+    async def accept(self, body: Body, *, kind: str, key: str, root: str, prefix: str) -> Job:
+        """Put a checked request into the queue; it is on the disk when this returns.
+
+        Raises:
+            ApiError: 429 or 503 when the queue is full, 503 when it cannot be kept.
+        """
+        if self._draining:
+            raise ApiError(503, "The server is stopping.", headers={"Retry-After": "10"})
+        deadline = None if body.deadline_ms is None else time.time() + body.deadline_ms / 1000
+        new = NewJob(
+            kind=kind,
+            key=key,
+            request=body.to_document(root=root),
+            file_prefix=prefix,
+            webhook=body.webhook,
+            track_id=body.track_id,
+            deadline=deadline,
+        )
+        try:
+            job = await asyncio.to_thread(self._store.accept, new, limits=self._limits)
+        except QueueFull as exc:
+            raise self._full(exc) from exc
+        except StoreError as exc:
+            logger.exception("a job could not be kept")
+            raise ApiError(
+                503, "The request cannot be kept now.", headers={"Retry-After": "5"}
+            ) from exc
+        self._waiters[job.id] = asyncio.Event()
+        self._wake.set()
+        return job
+
+    async def ended(self, job_id: int) -> None:
+        """Wait until a job of this process has ended, or will not run here any more."""
+        waiter = self._waiters.get(job_id)
+        if waiter is not None:
+            await waiter.wait()
+
+    def refusal(self, job_id: int) -> ApiError | None:
+        """Why a job failed, with its status code, while its client still waits."""
+        return self._refusals.get(job_id)
+
+    def forget(self, job_id: int) -> None:
+        """Nobody waits for a job any longer."""
+        self._waiters.pop(job_id, None)
+        self._refusals.pop(job_id, None)
+
+    async def abandon(self, job_id: int) -> None:
+        """The only one who wanted a job has gone: take it from the queue, or stop working on it."""
+        task = self._working.get(job_id)
+        if task is not None:
+            task.cancel(LEFT)
+        else:
+            await asyncio.to_thread(self._store.cancel, job_id)
+        self.forget(job_id)
+
+    async def eta(self, job_id: int) -> float:
+        """Seconds until a job will be done, from what jobs took lately and how many are before."""
+        before = await asyncio.to_thread(self._store.position, job_id) or 0
+        rounds = (before + len(self._working)) / self._slots
+        return round(max(1.0, self._seconds * (1.0 + rounds)), 1)
+
+    def _full(self, exc: QueueFull) -> ApiError:
+        seconds = max(1, round(self._seconds))
+        headers = {"Retry-After": str(seconds)}
+        if exc.scope == "key":
+            message = f"Rate limit exceeded. Maximum {exc.limit} queued requests allowed."
+            return ApiError(429, message, headers=headers, extra={"retry_after": seconds})
+        return ApiError(503, "The server is busy. Please try again later.", headers=headers)
+
+    async def _claim(self) -> None:
+        """Fill free slots with the oldest waiting jobs, whenever something has changed."""
+        while not self._draining:
+            await self._wake.wait()
+            self._wake.clear()
+            free = self._slots - len(self._working)
+            if free <= 0 or self._draining:
+                continue
+            try:
+                overdue = await asyncio.to_thread(self._store.fail_overdue)
+                jobs = await asyncio.to_thread(self._store.claim, free)
+            except StoreError:
+                logger.exception("the queue cannot be read")
+                await asyncio.sleep(_RETRY_SECONDS)
+                self._wake.set()
+                continue
+            for job_id in overdue:
+                self._told(job_id)
+            for job in jobs:
+                task = asyncio.create_task(self._work(job), name=f"job-{job.id}")
+                self._working[job.id] = task
+                task.add_done_callback(partial(self._free, job.id))
+            if len(jobs) == free:
+                self._wake.set()
+
+    def _free(self, job_id: int, _: object) -> None:
+        self._working.pop(job_id, None)
+        self._wake.set()
+
+    async def _work(self, job: Job) -> None:
+        """One job from claim to outcome, whatever happens on the way."""
+        begin = time.monotonic()
+        outcome: Callable[[], object]
+        try:
+            painted = await self._paint(job)
+        except ApiError as exc:
+            self._refusals[job.id] = exc
+            outcome = partial(self._store.fail, job.id, job.attempt, exc.message)
+        except asyncio.CancelledError as exc:
+            if exc.args == (LEFT,):
+                outcome = partial(self._store.fail, job.id, job.attempt, LEFT)
+            else:  # the server stops: the job runs again after the next start
+                outcome = partial(self._store.requeue, job.id, job.attempt, crashed=False)
+        except Exception:
+            logger.exception("job %d failed", job.id)
+            self._refusals[job.id] = ApiError(500, FAILED)
+            outcome = partial(self._store.fail, job.id, job.attempt, FAILED)
+        else:
+            self._seconds += _SMOOTHING * (time.monotonic() - begin - self._seconds)
+            outcome = partial(
+                self._store.finish,
+                job.id,
+                job.attempt,
+                answer=painted.answer,
+                files=painted.files,
+                webhook_answer=painted.webhook_answer,
+            )
+        await asyncio.shield(asyncio.ensure_future(self._end(job, outcome)))
+
+    async def _paint(self, job: Job) -> Painted:
+        assert job.request is not None
+        body = KINDS[job.kind].from_document(job.request)
+        return await self._painter.paint(job, body, root=json.loads(job.request)["root"])
+
+    async def _end(self, job: Job, outcome: Callable[[], object]) -> None:
+        """Write the outcome down, however long the store needs, then tell those who wait."""
+        while True:
+            try:
+                await asyncio.to_thread(outcome)
+                break
+            except StoreError:
+                logger.exception("the outcome of job %d cannot be kept", job.id)
+                await asyncio.sleep(_RETRY_SECONDS)
+        self._told(job.id)
+        with contextlib.suppress(Exception):
+            self._on_end()
+
+    def _told(self, job_id: int) -> None:
+        waiter = self._waiters.get(job_id)
+        if waiter is not None:
+            waiter.set()
+        else:
+            self._refusals.pop(job_id, None)

@@ -1,0 +1,280 @@
+"""The endpoints: from an HTTP request to a job and back to an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, JSONResponse, Response
+
+from engine.errors import InputError
+from engine.image import sniff
+from service.auth import Keys
+from service.dispatch import FAILED, Dispatcher
+from service.errors import ApiError
+from service.inputs import PictureReader
+from service.jobs import Job, JobStore, State
+from service.painter import output_names, refuse_unserved
+from service.responses import ALLOW_EVERY_ORIGIN, processing
+from service.schema import KINDS, Body, is_absent, parse_json
+from service.settings import Settings
+from service.storage import FOLDER, OutputFolder, file_name, new_prefix
+
+logger = logging.getLogger(__name__)
+
+OUTPUT_HEADERS: Final = {
+    **ALLOW_EVERY_ORIGIN,
+    "Cache-Control": "public, max-age=86400, immutable",
+    "Content-Security-Policy": "default-src 'none'",
+    "Cross-Origin-Resource-Policy": "cross-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+UPLOAD_LIMIT: Final = 5_000_000
+"""Largest picture of base64_to_url in bytes."""
+
+NOT_READY: Final = "The server is not ready."
+BODY_SECONDS: Final = 30.0
+"""Longest time a request's body may take to arrive."""
+
+
+class Endpoints:
+    """What each route does; made anew whenever the application starts.
+
+    Args:
+        settings: What the operator set.
+        keys: Who may ask.
+        store: Where jobs are kept.
+        dispatcher: Who works on them.
+        outputs: Where pictures are kept.
+        reader: Decodes what clients upload.
+        healthy: Why a request would not be served now, or None.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        keys: Keys,
+        store: JobStore,
+        dispatcher: Dispatcher,
+        outputs: OutputFolder,
+        reader: PictureReader,
+        healthy: Callable[[], str | None],
+    ) -> None:
+        self._settings = settings
+        self._keys = keys
+        self._store = store
+        self._dispatcher = dispatcher
+        self._outputs = outputs
+        self._reader = reader
+        self._healthy = healthy
+        self._parsing = asyncio.Semaphore(2)
+
+    async def paint(self, kind: str, request: Request) -> Response:
+        """``POST`` of inpaint, img2img and text2img: accept, wait a while, answer."""
+        values, key = await self._asked(request)
+        body = KINDS[kind].parse(values)
+        refuse_unserved(body)
+        root = self._root(request)
+        job = await self._dispatcher.accept(
+            body, kind=kind, key=key, root=root, prefix=new_prefix()
+        )
+        try:
+            if not body.instant_response:
+                gone = await self._wait(request, job, body)
+                if gone:
+                    return Response(status_code=499)
+                await self._keep_deadline(job, body)
+            return JSONResponse(await self._answer(job.id, key, root, request_failed=True))
+        finally:
+            self._dispatcher.forget(job.id)
+
+    async def fetch(self, request: Request) -> Response:
+        """``POST`` and ``GET /fetch/{id}``: the answer as far as it is there."""
+        _, key = await self._asked(request, empty=True)
+        text = request.path_params["id"]
+        if not text.isascii() or not text.isdecimal() or len(text) > 10:
+            raise _not_found()
+        answer = await self._answer(int(text), key, self._root(request), request_failed=False)
+        return JSONResponse(answer)
+
+    async def upload(self, request: Request) -> Response:
+        """``POST /api/v6/base64_to_url``: keep a picture and give a link to it."""
+        values, _ = await self._asked(request)
+        value = values.get("base64_string")
+        if is_absent(value) or not isinstance(value, str):
+            raise ApiError(400, "The base64 string field is required.")
+        if value.lstrip()[:5].lower().startswith("http"):
+            raise ApiError(400, "The base64 string must be a data URI or base64.")
+        picture = await self._reader.read("base64_string", value)
+        if len(picture) > UPLOAD_LIMIT:
+            raise ApiError(400, f"The base64 string is larger than {UPLOAD_LIMIT / 1e6:g} MB.")
+        try:
+            header = sniff(picture, field="base64 string")
+        except InputError as exc:
+            raise ApiError(400, f"The base64 string {exc.message}.") from exc
+        name = file_name(new_prefix(), 0, "png" if header.format == "png" else "jpg")
+        await asyncio.to_thread(self._outputs.write, name, picture)
+        link = f"{self._root(request)}/{FOLDER}/{name}"
+        return JSONResponse({"status": "success", "output": [link]})
+
+    async def output(self, request: Request) -> Response:
+        """``GET`` and ``HEAD /outputs/{name}``: no key, since names cannot be guessed."""
+        found = self._outputs.find(request.path_params["name"])
+        if found is None:
+            raise ApiError(404, "There is no such picture.")
+        path, content_type = found
+        return FileResponse(path, media_type=content_type, headers=OUTPUT_HEADERS)
+
+    async def ready(self, request: Request) -> Response:
+        """``GET /readyz``: a request would be served."""
+        reason = self._healthy()
+        if reason is None and self._dispatcher.draining:
+            reason = "The server is stopping."
+        if reason is None and not self._outputs.writable():
+            reason = "The data directory cannot be written."
+        if reason is None and not await asyncio.to_thread(self._store.writable):
+            reason = "The job store cannot be written."
+        if reason is not None:
+            raise ApiError(503, reason, headers={"Retry-After": "5"})
+        return JSONResponse({"status": "ok"})
+
+    async def _asked(self, request: Request, *, empty: bool = False) -> tuple[dict[str, Any], str]:
+        """The body's values and the key that came with them.
+
+        Parsing is done in a thread, a few at a time: a body of many megabytes must not hold up
+        anybody else.
+        """
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                raw = await _read_body(request, self._settings.body_limit)
+        except TimeoutError:
+            raise ApiError(408, "The request body took too long to arrive.") from None
+        except ClientDisconnect as exc:
+            raise ApiError(400, "The request body is not whole.") from exc
+        if empty and not raw.strip():
+            raw = b"{}"
+        async with self._parsing:
+            values = dict(await asyncio.to_thread(parse_json, raw))
+        return values, self._keys.check(values, request.headers)
+
+    async def _wait(self, request: Request, job: Job, body: Body) -> bool:
+        """Wait for a job within the budget; True when the client has gone meanwhile."""
+        seconds = self._settings.wait_seconds
+        if body.deadline_ms is not None:
+            seconds = min(seconds, body.deadline_ms / 1000)
+        ended = asyncio.create_task(self._dispatcher.ended(job.id))
+        gone = asyncio.create_task(_disconnected(request.receive))
+        try:
+            await asyncio.wait({ended, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done() or not gone.done():
+                return False
+            logger.info("job %d: its client has gone", job.id)
+            if body.webhook is None:
+                await self._dispatcher.abandon(job.id)
+            return True
+        finally:
+            for task in (ended, gone):
+                task.cancel()
+            await asyncio.gather(ended, gone, return_exceptions=True)
+
+    async def _keep_deadline(self, job: Job, body: Body) -> None:
+        """A picture that comes after its deadline is of no use: it is not made to the end.
+
+        Raises:
+            ApiError: 503 when the deadline has passed and the job has not ended.
+        """
+        if job.deadline is None or time.time() < job.deadline:
+            return
+        now = await asyncio.to_thread(self._store.show, job.id)
+        if now is None or now.state.ended:
+            return
+        await self._dispatcher.abandon(job.id)
+        seconds = (body.deadline_ms or 0) / 1000
+        raise ApiError(
+            503,
+            f"The picture was not done within {seconds:g} seconds and was cancelled.",
+            headers={"Retry-After": str(max(1, round(seconds)))},
+        )
+
+    async def _answer(
+        self, job_id: int, key: str, root: str, *, request_failed: bool
+    ) -> dict[str, Any]:
+        """What there is to say of a job now.
+
+        Args:
+            job_id: Which one.
+            key: Whose it must be.
+            root: The address that clients reach this server at.
+            request_failed: Answer a failed job with its status code, as its own request does,
+                instead of 200.
+
+        Raises:
+            ApiError: 404 for an unknown id or another key's.
+        """
+        job = await asyncio.to_thread(self._store.get, job_id, key)
+        if job is None:
+            raise _not_found()
+        if job.state is State.DONE and job.answer is not None:
+            return dict(job.answer)
+        if job.state in (State.FAILED, State.CANCELLED):
+            refusal = self._dispatcher.refusal(job_id)
+            message = job.message or FAILED
+            if request_failed:
+                raise refusal or ApiError(503 if job.deadline else 500, message)
+            return {"status": "error", "message": message, "id": job.id}
+        assert job.request is not None
+        body = await asyncio.to_thread(KINDS[job.kind].from_document, job.request)
+        inline = body.base64 and self._settings.base64_mode != "link"
+        names = output_names(body, job.file_prefix, inline=inline)
+        links = [f"{root}/{FOLDER}/{name}" for name in names]
+        return processing(
+            body,
+            identity=job.id,
+            prefix=job.file_prefix,
+            eta=await self._dispatcher.eta(job.id),
+            fetch_result=f"{root}/api/v6/realtime/fetch/{job.id}",
+            links=[] if inline else links,
+        )
+
+    def _root(self, request: Request) -> str:
+        return self._settings.public_url or str(request.base_url).rstrip("/")
+
+
+async def live(request: Request) -> Response:
+    """``GET /livez``: the process answers."""
+    return JSONResponse({"status": "ok"})
+
+
+def expiry(store: JobStore, outputs: OutputFolder, *, retention: float) -> int:
+    """Remove answers and pictures older than ``retention`` seconds; returns how many files."""
+    before = time.time() - retention
+    for name in store.expire(before):
+        outputs.remove(name)
+    return outputs.sweep(before)
+
+
+def _not_found() -> ApiError:
+    return ApiError(404, "Request not found")
+
+
+async def _read_body(request: Request, limit: int) -> bytes:
+    too_large = ApiError(413, f"The request body is larger than {limit / 1e6:g} MB.")
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length[:20]) > limit:
+        raise too_large
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > limit:
+            raise too_large
+    return bytes(body)
+
+
+async def _disconnected(receive: Callable[[], Any]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,25 @@
+"""The engine in a process of its own, with the face of ``engine.Engine``.
+
+A driver that crashes, a kernel that hangs or memory that runs out takes the child with it and not
+the service: the child is killed, started again and warmed, and the requests that were inside it
+are tried again.
+
+    face.py         EngineProcess: open, submit, close
+    line.py         who goes into the child next, and who has had enough attempts (policy only)
+    patience.py     how long a child may be silent, how soon it is replaced (policy only)
+    door.py         where other threads leave things for the supervisor
+    supervisor.py   one thread that owns the child: starts it, feeds it, watches it, buries it
+    worker.py       one child as its parent sees it: start, kill, how it died
+    child.py        what runs in the child: the engine, its heartbeat, its answers
+    crossing.py     requests, results and errors as plain values and arrays
+    wire.py         the socket between the two, and the anonymous memory that pictures cross in
+
+May import ``engine`` and the standard library, so that the child loads no web framework. Linux only
+(memfd, descriptors passed over a socket, parent-death signal).
+"""
+
+from service.engine_process.face import EngineProcess
+from service.engine_process.line import ProcessTicket
+from service.engine_process.supervisor import State
+
+__all__ = ["EngineProcess", "ProcessTicket", "State"]
