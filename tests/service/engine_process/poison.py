@@ -59,3 +59,8 @@ def die(path: str, **options: Any) -> PoisonedEngine:
 
 def stumble(path: str, **options: Any) -> PoisonedEngine:
     raise ZeroDivisionError("a defect")
+
+
+def doze(path: str, **options: Any) -> PoisonedEngine:
+    time.sleep(1000)
+    raise AssertionError

@@ -157,8 +157,9 @@ def test_what_cannot_open_says_why(bundle: Path, tmp_path: Path) -> None:
         EngineProcess.open(bundle, factory="tests.service.engine_process.poison:stumble")
     with pytest.raises(DeviceLost, match="was killed by SIGKILL"):
         EngineProcess.open(bundle, factory="tests.service.engine_process.poison:die")
-    with pytest.raises(DeviceLost, match=r"was not ready after 0.01 s"):
-        EngineProcess.open(bundle, start_seconds=0.01)
+    doze = "tests.service.engine_process.poison:doze"
+    with pytest.raises(DeviceLost, match=r"was not ready after 0.5 s"):
+        EngineProcess.open(bundle, factory=doze, start_seconds=0.5)
 
 
 def test_logs_cross_and_settings_do_not(
