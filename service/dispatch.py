@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -105,7 +104,7 @@ class Dispatcher:
         new = NewJob(
             kind=kind,
             key=key,
-            request=body.to_document(root=root),
+            request=await asyncio.to_thread(body.to_document, root=root),
             file_prefix=prefix,
             webhook=body.webhook,
             track_id=body.track_id,
@@ -223,8 +222,9 @@ class Dispatcher:
 
     async def _paint(self, job: Job) -> Painted:
         assert job.request is not None
-        body = KINDS[job.kind].from_document(job.request)
-        return await self._painter.paint(job, body, root=json.loads(job.request)["root"])
+        # in a thread: it may hold megabytes of base64
+        body, root = await asyncio.to_thread(KINDS[job.kind].from_document, job.request)
+        return await self._painter.paint(job, body, root=root)
 
     async def _end(self, job: Job, outcome: Callable[[], object]) -> None:
         """Write the outcome down, however long the store needs, then tell those who wait."""

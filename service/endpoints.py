@@ -228,7 +228,7 @@ class Endpoints:
                 raise refusal or ApiError(503 if job.deadline else 500, message)
             return {"status": "error", "message": message, "id": job.id}
         assert job.request is not None
-        body = await asyncio.to_thread(KINDS[job.kind].from_document, job.request)
+        body, _ = await asyncio.to_thread(KINDS[job.kind].from_document, job.request)
         inline = body.base64 and self._settings.base64_mode != "link"
         names = output_names(body, job.file_prefix, inline=inline)
         links = [f"{root}/{FOLDER}/{name}" for name in names]

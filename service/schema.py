@@ -184,9 +184,10 @@ class Body(BaseModel):
         return json.dumps({"body": body, "root": root})
 
     @classmethod
-    def from_document(cls, document: str) -> Self:
-        """The request in a document of ``to_document``."""
-        return cls.parse(json.loads(document)["body"])
+    def from_document(cls, document: str) -> tuple[Self, str]:
+        """The request and the server's address in a document of ``to_document``."""
+        values = json.loads(document)
+        return cls.parse(values["body"]), values["root"]
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
