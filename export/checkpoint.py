@@ -136,7 +136,7 @@ class Checkpoint:
         where = self.folder / "vae" / "config.json"
         require_whole(where, self.vae, "latent_channels")
         require_list(where, self.vae, "block_out_channels")
-        require_list(where, self.vae, "num_encoder_blocks")
+        require_list(where, self.vae, "num_encoder_blocks", smallest=0)
         require_factor(where, self.vae, "scaling_factor")
         where = self.folder / "text_encoder" / "config.json"
         require_whole(

@@ -51,13 +51,15 @@ def require_whole(where: Path, entries: Mapping[str, Any], *keys: str) -> None:
             )
 
 
-def require_list(where: Path, entries: Mapping[str, Any], key: str) -> None:
-    """Raise unless the entry, where it is there, is a list of whole numbers from 1."""
+def require_list(where: Path, entries: Mapping[str, Any], key: str, *, smallest: int = 1) -> None:
+    """Raise unless the entry, where it is there, is a list of whole numbers from ``smallest``."""
     if key not in entries:
         return
     value = entries[key]
-    if not (isinstance(value, list) and value and all(map(_is_whole, value))):
-        raise ExportError(f"{where}: {key} is {value!r}; a list of whole numbers from 1 is needed")
+    if not (isinstance(value, list) and value and all(_is_whole(v, smallest) for v in value)):
+        raise ExportError(
+            f"{where}: {key} is {value!r}; a list of whole numbers from {smallest} is needed"
+        )
 
 
 def require_sides(where: Path, entries: Mapping[str, Any], key: str) -> None:
@@ -80,5 +82,5 @@ def require_factor(where: Path, entries: Mapping[str, Any], key: str) -> None:
         raise ExportError(f"{where}: {key} is {value!r}; a number above 0 is needed")
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+def _is_whole(value: Any, smallest: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= smallest
