@@ -26,6 +26,7 @@ from service.errors import ApiError
 from service.fetch import HttpFetcher
 from service.inputs import PictureReader
 from service.jobs import JobStore, Limits, default_url, new_boot_id
+from service.origins import OriginGuard
 from service.painter import Painter, PictureEngine
 from service.responses import error_response
 from service.schema import KINDS
@@ -78,7 +79,10 @@ def create_app(settings: Settings, engine: PictureEngine | None = None) -> Starl
     )
     app = Starlette(
         routes=routes,
-        middleware=[everywhere],
+        middleware=[
+            Middleware(OriginGuard, policy=settings.origin_policy, public=f"/{FOLDER}/"),
+            everywhere,
+        ],
         exception_handlers={
             ApiError: _answer_api_error,
             HTTPException: _answer_http_exception,

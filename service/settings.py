@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.addresses import AddressPolicy
 from service.errors import SettingsError
+from service.origins import OriginPolicy
 from service.webhooks import parse_secrets
 
 PREFIX: Final = "EDGEFILL_"
@@ -63,6 +64,11 @@ class Settings(BaseSettings):
         default=None,
         description="The address clients reach the server at, used in the links of answers; "
         "where unset, the address of the request.",
+    )
+    origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_list)] = Field(
+        default=(),
+        description="Origins whose web pages may use the API, separated by commas, or `*` for all; "
+        "where unset, all with API keys, and without only pages of this machine.",
     )
     wait_seconds: float = Field(
         default=20.0, gt=0, le=600, description="Longest time a request is waited for, in seconds."
@@ -116,6 +122,12 @@ class Settings(BaseSettings):
             raise ValueError("must start with http:// or https://")
         return value if value is None else value.rstrip("/")
 
+    @field_validator("origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        OriginPolicy.parse(value, keys=False, public_url=None)
+        return value
+
     @field_validator("fetch_allow")
     @classmethod
     def _check_fetch_allow(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -151,6 +163,13 @@ class Settings(BaseSettings):
     def address_policy(self) -> AddressPolicy:
         """Where pictures may be fetched from."""
         return AddressPolicy.parse(self.fetch_allow)
+
+    @property
+    def origin_policy(self) -> OriginPolicy:
+        """Whose web pages may use the API."""
+        return OriginPolicy.parse(
+            self.origins, keys=bool(self.api_keys), public_url=self.public_url
+        )
 
     @property
     def picture_limit(self) -> int:

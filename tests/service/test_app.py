@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from service import endpoints
 from service.app import create_app
@@ -90,7 +91,13 @@ def test_links_use_the_public_url(settings: Settings, body: dict[str, Any]) -> N
     assert link.startswith("https://fill.example/base/outputs/")
 
 
-def test_browsers_may_ask_from_anywhere(client: httpx.Client, body: dict[str, Any]) -> None:
+def test_browsers_may_ask_from_anywhere(settings: Settings, body: dict[str, Any]) -> None:
+    keyed = settings.model_copy(update={"api_keys": (SecretStr(body["key"]),)})
+    with serving(create_app(keyed, StubEngine())) as client:
+        _ask_from_a_page(client, body)
+
+
+def _ask_from_a_page(client: httpx.Client, body: dict[str, Any]) -> None:
     asks = {
         "Origin": "https://app.example",
         "Access-Control-Request-Method": "POST",

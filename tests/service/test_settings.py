@@ -21,6 +21,7 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
         "device": "auto",
         "data_dir": Path("edgefill-data"),
         "public_url": None,
+        "origins": (),
         "wait_seconds": 20.0,
         "database_url": None,
         "queue_limit": 20,
@@ -63,6 +64,7 @@ def test_keys_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         ("EDGEFILL_WAIT_SECONDS", "0", "greater than 0"),
         ("EDGEFILL_FETCH_ALLOW", "10.0.0.1/8", "neither a host name"),
         ("EDGEFILL_PUBLIC_URL", "fill.example", "must start with http"),
+        ("EDGEFILL_ORIGINS", "app.example", "'app.example' is not an origin"),
         ("EDGEFILL_PICTURE_LIMIT_MB", "0", "greater than or equal to 1"),
     ],
 )
