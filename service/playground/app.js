@@ -142,6 +142,7 @@ function begin() {
   $("facts").hidden = true;
   ready();
   say("The server is at work.");
+  stage.reach();
   work.timer = setInterval(() => {
     $("clock").textContent = `${((performance.now() - work.begin) / 1000).toFixed(1)} s`;
   }, 100);
@@ -164,7 +165,7 @@ function end() {
 function queued({ eta, unreachable }) {
   work.queued = true;
   const clock = $("clock").textContent;
-  say(unreachable ? "The server does not answer now. Asking again…" : `Queued on the server; it expects about ${Math.ceil(eta)} s more.`);
+  say(unreachable ? "The server does not answer now. Asking again…" : `Not done yet. The server expects about ${Math.ceil(eta)} s more.`);
   $("clock").textContent = clock;
 }
 
@@ -183,6 +184,7 @@ function fail(error, wasQueued) {
   const field = form.showError(error.message);
   const wait = error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
   say(field ? "Not filled: see the marked field." : error.message + wait, "error");
+  if (!field) $("status-line").scrollIntoView({ block: "nearest" });
 }
 
 /** Light that moves over the hole while it is being filled. */

@@ -1,6 +1,6 @@
 // The HTTP contract, spoken as any client speaks it.
 
-import { here } from "./dom.js";
+import { clamp, here } from "./dom.js";
 
 const ROUTE = "api/v6/realtime";
 const LONGEST_PAUSE = 15; // seconds between two questions after a queued picture
@@ -16,7 +16,8 @@ export class ServerError extends Error {
 }
 
 /**
- * Asks for pictures and waits for them.
+ * Asks for pictures and waits for them: as long as the server expects before the first question
+ * after a queued picture, half as long before the later ones.
  *
  * @param {object} request The body of the contract's request.
  * @param {AbortSignal} signal Aborting leaves; a request that still waits is then cancelled there.
@@ -26,9 +27,9 @@ export class ServerError extends Error {
  */
 export async function paint(request, signal, onQueued) {
   let answer = await post(here(`${ROUTE}/inpaint`), request, signal);
-  while (answer.status === "processing") {
+  for (let share = 1; answer.status === "processing"; share = 0.5) {
     onQueued({ eta: answer.eta });
-    await pause(Math.min(LONGEST_PAUSE, Math.max(SHORTEST_PAUSE, answer.eta ?? 1)), signal);
+    await pause(clamp(share * answer.eta, SHORTEST_PAUSE, LONGEST_PAUSE), signal);
     answer = await again(answer, request.key, signal, onQueued);
   }
   return answer;

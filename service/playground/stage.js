@@ -87,6 +87,11 @@ export class Stage {
     this.frame = requestAnimationFrame(next);
   }
 
+  /** Scrolls the photo into view where it is not, as on a phone. */
+  reach() {
+    this.viewport.scrollIntoView({ block: "nearest", behavior: still() ? "auto" : "smooth" });
+  }
+
   /** Shows how large the brush is. */
   preview() {
     if (this.mode !== "mask") return;

@@ -149,7 +149,7 @@ def test_a_queued_picture_is_waited_for(page: Any, settings: Settings) -> None:
     with serving(create_app(slow, StubEngine(delay=0.5))) as client:
         enter_with_demo(page, client)
         page.click("#fill")
-        status(page, "Queued on the server; it expects about")
+        status(page, "Not done yet. The server expects about")
         assert page.inner_text("#fill-label") == "Cancel"
         page.wait_for_selector('#viewport[data-mode="compare"]')
         assert any("/realtime/fetch/" in request.url for request in page.requests)
