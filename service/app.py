@@ -28,6 +28,7 @@ from service.inputs import PictureReader
 from service.jobs import JobStore, Limits, default_url, new_boot_id
 from service.origins import OriginGuard
 from service.painter import Painter, PictureEngine
+from service.playground import routes as playground
 from service.responses import error_response
 from service.schema import KINDS
 from service.settings import Settings
@@ -73,6 +74,7 @@ def create_app(settings: Settings, engine: PictureEngine | None = None) -> Starl
         Route(f"/{FOLDER}/{{name}}", life.asks(Endpoints.output), methods=["GET"]),
         Route("/livez", live, methods=["GET"]),
         Route("/readyz", life.asks(Endpoints.ready), methods=["GET"]),
+        *playground(settings),
     ]
     everywhere = Middleware(
         CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"]
