@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.addresses import AddressPolicy
 from service.errors import SettingsError
+from service.storage import Location
 from service.webhooks import parse_secrets
 
 PREFIX: Final = "EDGEFILL_"
@@ -67,6 +68,11 @@ class Settings(BaseSettings):
     wait_seconds: float = Field(
         default=20.0, gt=0, le=600, description="Longest time a request is waited for, in seconds."
     )
+    storage_url: str | None = Field(
+        default=None,
+        description="URL of the storage for pictures: s3://bucket/prefix (needs the s3 extra) or "
+        "file:///folder; a folder in the data directory where unset.",
+    )
     database_url: str | None = Field(
         default=None,
         description="SQLAlchemy URL of the job store; a SQLite file in the data directory where "
@@ -115,6 +121,14 @@ class Settings(BaseSettings):
         if value is not None and not value.startswith(("http://", "https://")):
             raise ValueError("must start with http:// or https://")
         return value if value is None else value.rstrip("/")
+
+    @field_validator("storage_url")
+    @classmethod
+    def _check_storage_url(cls, value: str | None) -> str | None:
+        try:
+            return value if value is None else str(Location.parse(value))
+        except SettingsError as exc:
+            raise ValueError(str(exc)) from None
 
     @field_validator("fetch_allow")
     @classmethod

@@ -22,6 +22,7 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
         "data_dir": Path("edgefill-data"),
         "public_url": None,
         "wait_seconds": 20.0,
+        "storage_url": None,
         "database_url": None,
         "queue_limit": 20,
         "queue_total": 100,
