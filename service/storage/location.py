@@ -16,7 +16,8 @@ DRIVERS: Final = {
     "memory": "pip install fsspec",
 }
 """What brings the driver of each object store. Only stores that write an object in one piece are
-here: a picture must never be seen half written."""
+here: a picture must never be seen half written. Tests speak to S3 and memory; gs and az are used
+by the same calls."""
 
 _LOCATION: Final = re.compile(r"([a-z0-9]+)://(.*)", re.DOTALL)
 _PATH: Final = re.compile(r"[A-Za-z0-9._=+-]+(/[A-Za-z0-9._=+-]+)*")

@@ -121,6 +121,7 @@ class ObjectStore:
             await self.close()
             raise
         self._seen(None)
+        logger.info("pictures: %s", self._location)
 
     async def close(self) -> None:
         """End the connections."""

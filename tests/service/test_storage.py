@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 import time
 from pathlib import Path
 
@@ -92,6 +93,21 @@ def test_a_failed_write_leaves_nothing(
         asyncio.run(outputs.keep(files))
     assert error.value.reason == FULL
     assert list(place.iterdir()) == []
+
+
+def test_pictures_are_on_the_disk_before_they_can_be_found(
+    outputs: Folder, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {file_name(new_prefix(), i, "png"): b"picture" for i in range(2)}
+    events: list[tuple[bool, int]] = []
+
+    def record(descriptor: int) -> None:
+        of_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        events.append((of_folder, sum((place / name).exists() for name in files)))
+
+    monkeypatch.setattr(os, "fsync", record)
+    asyncio.run(outputs.keep(files))
+    assert events == [(False, 0), (False, 1), (True, 2)]
 
 
 def test_only_what_is_ours_and_old_is_swept(outputs: Folder, place: Path) -> None:

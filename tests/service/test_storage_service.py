@@ -29,6 +29,7 @@ PATH = "/api/v6/realtime/inpaint"
 
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    monkeypatch.setattr(objects, "FIRST_LETTERS", "abc")  # a sweep of all 64 takes seconds here
     with s3_server(monkeypatch) as server:
         yield server
 
@@ -60,10 +61,7 @@ def fetched(client: httpx.Client, answer: dict[str, Any]) -> dict[str, Any]:
         time.sleep(0.02)
 
 
-def test_everything_works_on_s3(
-    settings: Settings, s3: S3, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(objects, "FIRST_LETTERS", "abc")  # a sweep of all 64 takes seconds here
+def test_everything_works_on_s3(settings: Settings, s3: S3, body: dict[str, Any]) -> None:
     with serving(create_app(settings, StubEngine())) as client:
         assert client.get("/readyz").status_code == 200
         waited = client.post(PATH, json=body | {"samples": 2}).json()
