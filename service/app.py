@@ -22,7 +22,7 @@ from service.auth import Keys
 from service.dispatch import Dispatcher
 from service.endpoints import NOT_READY, Endpoints, expiry, live
 from service.engine_process import EngineProcess
-from service.errors import ApiError
+from service.errors import ApiError, StorageError, unkept
 from service.fetch import HttpFetcher
 from service.inputs import PictureReader
 from service.jobs import JobStore, Limits, default_url, new_boot_id
@@ -32,7 +32,7 @@ from service.playground import routes as playground
 from service.responses import error_response
 from service.schema import KINDS
 from service.settings import Settings
-from service.storage import FOLDER, OutputFolder
+from service.storage import FOLDER, Storage, open_storage
 from service.webhooks import Deliverer, parse_secrets
 
 logger = logging.getLogger(__name__)
@@ -87,6 +87,7 @@ def create_app(settings: Settings, engine: PictureEngine | None = None) -> Starl
         ],
         exception_handlers={
             ApiError: _answer_api_error,
+            StorageError: _answer_storage_error,
             HTTPException: _answer_http_exception,
             Exception: _answer_exception,
         },
@@ -120,9 +121,10 @@ class _Life:
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """Open what is shared before the first request; drain and close after the last."""
         settings = self._settings
-        outputs = OutputFolder(settings.data_dir)
+        outputs = open_storage(settings.storage_url, settings.data_dir)
         async with contextlib.AsyncExitStack() as stack:
-            await asyncio.to_thread(outputs.open)
+            await outputs.open()
+            stack.push_async_callback(outputs.close)
             store = await asyncio.to_thread(
                 JobStore.open,
                 settings.database_url or default_url(settings.data_dir),
@@ -154,6 +156,7 @@ class _Life:
                 Painter(engine, reader, outputs, base64_mode=settings.base64_mode),
                 slots=settings.slots,
                 limits=Limits(per_key=settings.queue_limit, total=settings.queue_total),
+                trouble=outputs.trouble,
                 on_end=deliverer.wake,
             )
             delivering = asyncio.create_task(deliverer.run())
@@ -194,11 +197,11 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def _sweep(store: JobStore, outputs: OutputFolder, retention: float) -> None:
+async def _sweep(store: JobStore, outputs: Storage, retention: float) -> None:
     """Now and then remove what has been kept long enough."""
     while True:
         try:
-            removed = await asyncio.to_thread(expiry, store, outputs, retention=retention)
+            removed = await expiry(store, outputs, retention=retention)
             if removed:
                 logger.info("expired: %d files", removed)
         except Exception:
@@ -209,6 +212,12 @@ async def _sweep(store: JobStore, outputs: OutputFolder, retention: float) -> No
 async def _answer_api_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, ApiError)
     return error_response(exc)
+
+
+async def _answer_storage_error(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, StorageError)
+    logger.error("the storage failed: %s", exc)
+    return error_response(unkept(exc.reason))
 
 
 async def _answer_http_exception(request: Request, exc: Exception) -> Response:

@@ -10,11 +10,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
 
-from service.errors import ApiError
+from service.errors import ApiError, StorageError, unkept
 from service.jobs import Job, JobStore, Limits, NewJob, QueueFull, StoreError
 from service.painter import Painted, Painter
 from service.schema import KINDS, Body
@@ -40,6 +40,8 @@ class Dispatcher:
         painter: Does the work of one job.
         slots: How many jobs are worked on at once, fetching and decoding included.
         limits: How many may wait.
+        trouble: Why pictures could not be kept now, or None. Meanwhile nothing is taken and nothing
+            is begun; what waits goes on waiting.
         on_end: Told whenever a job has ended, for example to deliver its webhook.
     """
 
@@ -50,12 +52,15 @@ class Dispatcher:
         *,
         slots: int,
         limits: Limits,
+        trouble: Callable[[], Awaitable[str | None]],
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._painter = painter
         self._slots = slots
         self._limits = limits
+        self._trouble = trouble
+        self._held: str | None = None
         self._on_end = on_end
         self._working: dict[int, asyncio.Task[None]] = {}
         self._waiters: dict[int, asyncio.Event] = {}
@@ -96,10 +101,13 @@ class Dispatcher:
         """Put a checked request into the queue; it is on the disk when this returns.
 
         Raises:
-            ApiError: 429 or 503 when the queue is full, 503 when it cannot be kept.
+            ApiError: 429 or 503 when the queue is full, 503 when it or its pictures cannot be kept.
         """
         if self._draining:
             raise ApiError(503, "The server is stopping.", headers={"Retry-After": "10"})
+        reason = await self._trouble()
+        if reason is not None:
+            raise unkept(reason)
         deadline = None if body.deadline_ms is None else time.time() + body.deadline_ms / 1000
         new = NewJob(
             kind=kind,
@@ -171,7 +179,8 @@ class Dispatcher:
                 continue
             try:
                 overdue = await asyncio.to_thread(self._store.fail_overdue)
-                jobs = await asyncio.to_thread(self._store.claim, free)
+                held = await self._holding()
+                jobs = [] if held else await asyncio.to_thread(self._store.claim, free)
             except StoreError:
                 logger.exception("the queue cannot be read")
                 await asyncio.sleep(_RETRY_SECONDS)
@@ -183,8 +192,19 @@ class Dispatcher:
                 task = asyncio.create_task(self._work(job), name=f"job-{job.id}")
                 self._working[job.id] = task
                 task.add_done_callback(partial(self._free, job.id))
-            if len(jobs) == free:
+            if held:
+                await asyncio.sleep(_RETRY_SECONDS)
+            if held or len(jobs) == free:
                 self._wake.set()
+
+    async def _holding(self) -> bool:
+        """Whether the storage keeps everybody waiting; says so once."""
+        before, self._held = self._held, await self._trouble()
+        if self._held is not None and before is None:
+            logger.error("nothing is begun: %s", self._held)
+        if self._held is None and before is not None:
+            logger.info("work goes on")
+        return self._held is not None
 
     def _free(self, job_id: int, _: object) -> None:
         self._working.pop(job_id, None)
@@ -199,6 +219,10 @@ class Dispatcher:
         except ApiError as exc:
             self._refusals[job.id] = exc
             outcome = partial(self._store.fail, job.id, job.attempt, exc.message)
+        except StorageError as exc:
+            logger.error("job %d: the storage failed: %s", job.id, exc)
+            self._refusals[job.id] = unkept(exc.reason)
+            outcome = partial(self._store.fail, job.id, job.attempt, exc.reason)
         except asyncio.CancelledError as exc:
             if exc.args == (LEFT,):
                 outcome = partial(self._store.fail, job.id, job.attempt, LEFT)

@@ -9,20 +9,20 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 
 from engine.errors import InputError
 from engine.image import sniff
 from service.auth import Keys
 from service.dispatch import FAILED, Dispatcher
-from service.errors import ApiError
+from service.errors import ApiError, unkept
 from service.inputs import PictureReader
 from service.jobs import Job, JobStore, State
 from service.painter import output_names, refuse_unserved
 from service.responses import ALLOW_EVERY_ORIGIN, processing
 from service.schema import KINDS, Body, is_absent, parse_json
 from service.settings import Settings
-from service.storage import FOLDER, OutputFolder, file_name, new_prefix
+from service.storage import FOLDER, Storage, file_name, new_prefix
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Endpoints:
         keys: Keys,
         store: JobStore,
         dispatcher: Dispatcher,
-        outputs: OutputFolder,
+        outputs: Storage,
         reader: PictureReader,
         healthy: Callable[[], str | None],
     ) -> None:
@@ -118,25 +118,29 @@ class Endpoints:
         except InputError as exc:
             raise ApiError(400, f"The base64 string {exc.message}.") from exc
         name = file_name(new_prefix(), 0, "png" if header.format == "png" else "jpg")
-        await asyncio.to_thread(self._outputs.write, name, picture)
+        trouble = await self._outputs.trouble()
+        if trouble is not None:
+            raise unkept(trouble)
+        await self._outputs.keep({name: picture})
         link = f"{self._root(request)}/{FOLDER}/{name}"
         return JSONResponse({"status": "success", "output": [link]})
 
     async def output(self, request: Request) -> Response:
         """``GET`` and ``HEAD /outputs/{name}``: no key, since names cannot be guessed."""
-        found = self._outputs.find(request.path_params["name"])
-        if found is None:
+        response = await self._outputs.response(
+            request.path_params["name"], headers=OUTPUT_HEADERS, body=request.method != "HEAD"
+        )
+        if response is None:
             raise ApiError(404, "There is no such picture.")
-        path, content_type = found
-        return FileResponse(path, media_type=content_type, headers=OUTPUT_HEADERS)
+        return response
 
     async def ready(self, request: Request) -> Response:
         """``GET /readyz``: a request would be served."""
         reason = self._healthy()
         if reason is None and self._dispatcher.draining:
             reason = "The server is stopping."
-        if reason is None and not self._outputs.writable():
-            reason = "The data directory cannot be written."
+        if reason is None:
+            reason = await self._outputs.trouble()
         if reason is None and not await asyncio.to_thread(self._store.writable):
             reason = "The job store cannot be written."
         if reason is not None:
@@ -250,12 +254,12 @@ async def live(request: Request) -> Response:
     return JSONResponse({"status": "ok"})
 
 
-def expiry(store: JobStore, outputs: OutputFolder, *, retention: float) -> int:
-    """Remove answers and pictures older than ``retention`` seconds; returns how many files."""
+async def expiry(store: JobStore, outputs: Storage, *, retention: float) -> int:
+    """Remove answers and pictures older than ``retention`` seconds; returns how many pictures
+    there were that no answer spoke of."""
     before = time.time() - retention
-    for name in store.expire(before):
-        outputs.remove(name)
-    return outputs.sweep(before)
+    await outputs.remove(await asyncio.to_thread(store.expire, before))
+    return await outputs.sweep(before)
 
 
 def _not_found() -> ApiError:

@@ -3,7 +3,8 @@
     ServiceError
     ├── ApiError          a request that is answered with ``{"status": "error", "message": ...}``
     ├── SettingsError     an EDGEFILL_ variable has a value that is not allowed
-    └── FetchError        a picture could not be fetched; says why, for the log only
+    ├── FetchError        a picture could not be fetched; says why, for the log only
+    └── StorageError      pictures cannot be kept or read now; says why, for the log only
 
 The message of an ``ApiError`` goes to the client: one sentence, nothing about the inside.
 """
@@ -31,6 +32,18 @@ class FetchError(ServiceError):
     """
 
     def __init__(self, detail: str, *, reason: str = "could not be fetched from its URL") -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class StorageError(ServiceError):
+    """Pictures cannot be kept or read now. The message holds details that a client must not see.
+
+    Attributes:
+        reason: What the client may know, as a sentence.
+    """
+
+    def __init__(self, detail: str, *, reason: str) -> None:
         super().__init__(detail)
         self.reason = reason
 
@@ -63,6 +76,15 @@ class ApiError(ServiceError):
 def words(field: str) -> str:
     """The name of a field as the contract's sentences write it: ``init_image``: "init image"."""
     return field.replace("_", " ")
+
+
+def unkept(reason: str) -> ApiError:
+    """The answer while pictures cannot be kept.
+
+    Args:
+        reason: Why, as a sentence.
+    """
+    return ApiError(503, reason, headers={"Retry-After": "10"})
 
 
 def refused_value(error: InputError, *, field: str | None = None) -> ApiError:

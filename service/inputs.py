@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import hashlib
 import logging
 import re
-from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
 from service.errors import ApiError, FetchError, words
 from service.fetch import Fetcher
-from service.storage import FOLDER, OutputFolder
+from service.storage import FOLDER, Storage
 from service.urls import WRONG_KIND
 
 logger = logging.getLogger(__name__)
@@ -42,12 +40,10 @@ class PictureReader:
     Args:
         fetcher: Gets what stands behind URLs.
         max_bytes: Largest picture in bytes.
-        outputs: Our own pictures.
+        outputs: Where our own pictures are.
     """
 
-    def __init__(
-        self, fetcher: Fetcher, *, max_bytes: int, outputs: OutputFolder | None = None
-    ) -> None:
+    def __init__(self, fetcher: Fetcher, *, max_bytes: int, outputs: Storage | None = None) -> None:
         self._fetcher = fetcher
         self._max_bytes = max_bytes
         self._outputs = outputs
@@ -59,17 +55,18 @@ class PictureReader:
             field: Of the request, for the error's sentence.
             value: A URL, a data URI or base64.
             root: The address clients reach this server at: links to its own outputs are read
-                from the disk, since the server may well not be allowed to fetch from itself.
+                from its storage, since the server may well not be allowed to fetch from itself.
 
         Raises:
             ApiError: 400 with a sentence about the field.
+            StorageError: When it is one of our own and the storage does not answer.
         """
         scheme = scheme_of(value)
         try:
             if scheme in ("http", "https"):
-                own = self._own(value.strip(), root)
+                own = await self._own(value.strip(), root)
                 if own is not None:
-                    return await asyncio.to_thread(own.read_bytes)
+                    return own
                 return await self._fetcher.fetch(value.strip())
             if scheme == "data":
                 return self._decode(_payload(value))
@@ -80,15 +77,15 @@ class PictureReader:
             logger.warning("%s: %s", field, exc)
             raise ApiError(400, f"The {words(field)} {exc.reason}.") from exc
 
-    def _own(self, url: str, root: str) -> Path | None:
-        """The file behind a link to one of our own outputs."""
+    async def _own(self, url: str, root: str) -> bytes | None:
+        """What is behind a link to one of our own outputs; None for any other link."""
         start = f"{root}/{FOLDER}/"
         if not root or self._outputs is None or not url.startswith(start):
             return None
-        found = self._outputs.find(url.removeprefix(start))
+        found = await self._outputs.read(url.removeprefix(start))
         if found is None:
             raise FetchError("no such output", reason="is no longer there")
-        return found[0]
+        return found
 
     def _decode(self, text: str) -> bytes:
         compact = "".join(text.split())

@@ -23,7 +23,7 @@ from service.inputs import PictureReader
 from service.jobs import Job
 from service.responses import success
 from service.schema import Body
-from service.storage import CONTENT_TYPES, FOLDER, OutputFolder, file_name
+from service.storage import CONTENT_TYPES, FOLDER, Storage, file_name
 from service.urls import Target
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class Painter:
         self,
         engine: PictureEngine,
         reader: PictureReader,
-        outputs: OutputFolder,
+        outputs: Storage,
         *,
         base64_mode: Base64Mode = "inline",
     ) -> None:
@@ -96,6 +96,7 @@ class Painter:
 
         Raises:
             ApiError: With the answer that the client gets instead.
+            StorageError: When the pictures could not be kept.
         """
         pictures = await self._read(body, root=root)
         try:
@@ -109,7 +110,8 @@ class Painter:
         except EngineError as exc:
             logger.exception("job %d: the engine failed", job.id)
             raise ApiError(500, "The engine failed to make the picture.") from exc
-        kept = await asyncio.to_thread(self._keep, body, result, job.file_prefix, root)
+        kept = await asyncio.to_thread(self._encoded, body, result, job.file_prefix, root)
+        await self._outputs.keep(kept.files)
         answer = success(body, result, identity=job.id, prefix=job.file_prefix, output=kept.output)
         logger.info(
             "job %d: %d picture(s) of %dx%d in %.3f s",
@@ -120,7 +122,7 @@ class Painter:
             answer["generationTime"],
         )
         told = None if kept.links == kept.output else {**answer, "output": kept.links}
-        return Painted(answer=answer, files=kept.files, webhook_answer=told)
+        return Painted(answer=answer, files=list(kept.files), webhook_answer=told)
 
     async def _read(self, body: Body, *, root: str) -> dict[str, bytes]:
         """All pictures at once; of two errors, the first field's is the one that is told."""
@@ -136,17 +138,17 @@ class Painter:
             pictures[field] = picture
         return pictures
 
-    def _keep(self, body: Body, result: InpaintResult, prefix: str, root: str) -> _Kept:
-        """Encode the pictures, and keep what is linked to."""
+    def _encoded(self, body: Body, result: InpaintResult, prefix: str, root: str) -> _Kept:
+        """The pictures as they are answered, and the files for what is linked to."""
         encode = encode_jpeg if body.output_format == "jpg" else encode_png
         pictures = [encode(image) for image in result.images]
         inline = body.base64 and self._base64_mode != "link"
         texts = [base64.b64encode(picture) for picture in pictures] if body.base64 else []
-        files = output_names(body, prefix, inline=inline)
+        names = output_names(body, prefix, inline=inline)
         if inline and body.webhook is None:
-            files = []
-        for name, data in zip(files, pictures if inline or not texts else texts, strict=False):
-            self._outputs.write(name, data)
+            names = []
+        data = pictures if inline or not texts else texts
+        files = dict(zip(names, data, strict=False))
         links = [f"{root}/{FOLDER}/{name}" for name in files]
         if not inline:
             return _Kept(output=links, links=links, files=files)
@@ -175,11 +177,11 @@ class Painted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Kept:
-    """The pictures as the answer shows them, as links, and the names of their files."""
+    """The pictures as the answer shows them, as links, and their files by name."""
 
     output: list[str]
     links: list[str]
-    files: list[str]
+    files: dict[str, bytes]
 
 
 def output_names(body: Body, prefix: str, *, inline: bool) -> list[str]:

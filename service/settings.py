@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from service.addresses import AddressPolicy
 from service.errors import SettingsError
 from service.origins import OriginPolicy
+from service.storage import Location
 from service.webhooks import parse_secrets
 
 PREFIX: Final = "EDGEFILL_"
@@ -72,6 +73,11 @@ class Settings(BaseSettings):
     )
     wait_seconds: float = Field(
         default=20.0, gt=0, le=600, description="Longest time a request is waited for, in seconds."
+    )
+    storage_url: str | None = Field(
+        default=None,
+        description="URL of the storage for pictures: s3://bucket/prefix (needs the s3 extra) or "
+        "file:///folder; a folder in the data directory where unset.",
     )
     database_url: str | None = Field(
         default=None,
@@ -127,6 +133,14 @@ class Settings(BaseSettings):
     def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         OriginPolicy.parse(value, keys=False, public_url=None)
         return value
+
+    @field_validator("storage_url")
+    @classmethod
+    def _check_storage_url(cls, value: str | None) -> str | None:
+        try:
+            return value if value is None else str(Location.parse(value))
+        except SettingsError as exc:
+            raise ValueError(str(exc)) from None
 
     @field_validator("fetch_allow")
     @classmethod

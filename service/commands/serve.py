@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import ipaddress
 import logging
@@ -18,6 +19,7 @@ from service.console import USAGE, CommandError, reason
 if TYPE_CHECKING:
     from service.commands.arguments import Commands
     from service.settings import Settings
+    from service.storage import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -76,25 +78,35 @@ def serve(*, host: str, port: int, bundle: Path | None, device: str | None) -> N
             code=USAGE,
         )
     with listener(host, port) as sock:
-        _require_data_dir(settings.data_dir)
+        _require_storage(settings)
         _serve(settings, sock)
 
 
-def _require_data_dir(data_dir: Path) -> None:
-    """Make the folders for pictures before a model is loaded for them.
+def _require_storage(settings: Settings) -> None:
+    """See that pictures and jobs can be kept before a model is loaded for them.
 
     Raises:
         CommandError: When nothing can be written there.
     """
-    from service.storage import OutputFolder
+    from service.errors import StorageError
+    from service.storage import Folder, open_storage
 
-    try:
-        OutputFolder(data_dir).open()
-    except OSError as exc:
-        raise CommandError(
-            f"cannot keep pictures in {data_dir.absolute()}: {reason(exc)}",
-            hint="set EDGEFILL_DATA_DIR to a directory that can be written",
-        ) from exc
+    async def check(storage: Storage) -> None:
+        await storage.open()
+        await storage.close()
+
+    url, folder = settings.storage_url, settings.data_dir.absolute()
+    places = [("pictures in", url or folder, open_storage(url, folder))]
+    if url is not None and settings.database_url is None:
+        places.append(("jobs in", folder, Folder(folder)))
+    for what, where, storage in places:
+        try:
+            asyncio.run(check(storage))
+        except StorageError as exc:
+            hint = "set EDGEFILL_DATA_DIR to a directory that can be written"
+            if where == url:
+                hint = "EDGEFILL_STORAGE_URL says where; credentials come from the environment"
+            raise CommandError(f"cannot keep {what} {where}: {exc}", hint=hint) from exc
 
 
 def is_loopback(host: str) -> bool:

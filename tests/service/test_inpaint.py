@@ -301,4 +301,6 @@ def test_outputs_that_cannot_be_kept_are_an_error(body: dict[str, Any], tmp_path
         folder.rmdir()
         folder.write_text("in the way")
         assert client.get("/readyz").status_code == 503
-        assert client.post(PATH, json=body).status_code == 500
+        response = client.post(PATH, json=body)
+    assert response.status_code == 503
+    assert response.json()["message"] == "The storage for pictures cannot be used now."

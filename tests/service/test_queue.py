@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import threading
@@ -268,18 +269,18 @@ def test_what_waits_when_the_server_stops_is_done_by_the_next(
 def test_answers_and_pictures_expire(settings: Settings, body: dict[str, Any]) -> None:
     from service.endpoints import expiry
     from service.jobs import JobStore, default_url, new_boot_id
-    from service.storage import OutputFolder
+    from service.storage import open_storage
 
     with serving(create_app(settings, StubEngine())) as client:
         client.post(PATH, json=body)
-    outputs = OutputFolder(settings.data_dir)
+    outputs = open_storage(None, settings.data_dir)
     assert len(list((settings.data_dir / "outputs").iterdir())) == 1
     late = JobStore.open(
         default_url(settings.data_dir), boot_id=new_boot_id(), clock=lambda: time.time() + 7200
     )
-    expiry(late, outputs, retention=3600)
+    asyncio.run(expiry(late, outputs, retention=3600))
     assert len(list((settings.data_dir / "outputs").iterdir())) == 1  # not by the real clock
     time.sleep(0.05)
-    expiry(late, outputs, retention=0.01)
+    asyncio.run(expiry(late, outputs, retention=0.01))
     assert not list((settings.data_dir / "outputs").iterdir())
     late.close()

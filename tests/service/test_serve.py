@@ -98,6 +98,21 @@ def test_a_data_directory_that_cannot_be_used(
     ]
 
 
+def test_jobs_need_a_data_directory_also_when_pictures_are_elsewhere(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(StubEngine, "open", lambda *_, **__: pytest.fail("the engine was opened"))
+    in_the_way = tmp_path / "file"
+    in_the_way.touch()
+    monkeypatch.setenv("EDGEFILL_DATA_DIR", str(in_the_way))
+    monkeypatch.setenv("EDGEFILL_STORAGE_URL", f"file://{tmp_path}/pictures")
+    assert main(["serve", "--port", "0"]) == 1
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        f"error: cannot keep jobs in {in_the_way}: file exists",
+        "hint: set EDGEFILL_DATA_DIR to a directory that can be written",
+    ]
+
+
 def test_an_application_that_does_not_start(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
         "public_url": None,
         "origins": (),
         "wait_seconds": 20.0,
+        "storage_url": None,
         "database_url": None,
         "queue_limit": 20,
         "queue_total": 100,
