@@ -116,7 +116,7 @@ def _time(record: logging.LogRecord) -> str:
 def _message(record: logging.LogRecord) -> str:
     access = _access(record)
     if access:
-        return "{method} {path} {status}".format_map(access)
+        return "{client} {method} {path} {status}".format_map(access)
     try:
         text = record.getMessage()
     except (TypeError, ValueError):  # a defect of who logs must not lose the line

@@ -26,13 +26,13 @@ async def resolve(host: str, port: int) -> list[str]:
     raise OSError("no such name")
 
 
-def kinds(url: str) -> dict[str, float]:
+def kinds(url: str, seconds: float = 10.0) -> dict[str, float]:
     """What one failed fetch is counted as."""
     metrics = Metrics()
 
     async def fetch() -> None:
         policy = AddressPolicy.parse(("127.0.0.1",))
-        fetcher = HttpFetcher(policy, max_bytes=1000, seconds=0.3, resolve=resolve)
+        fetcher = HttpFetcher(policy, max_bytes=1000, seconds=seconds, resolve=resolve)
         try:
             with pytest.raises(FetchError):
                 await metrics.counted(fetcher).fetch(url)
@@ -86,11 +86,11 @@ def test_connections_that_fail(pictures: Origin) -> None:
     pictures.answers |= {
         "/nothing": nothing,
         "/garbage": garbage,
-        "/slow": lambda handler: time.sleep(0.6),
+        "/slow": lambda handler: time.sleep(0.4),
     }
     assert kinds(pictures.url + "/nothing") == {"protocol": 1}
     assert kinds(pictures.url + "/garbage") == {"protocol": 1}
-    assert kinds(pictures.url + "/slow") == {"timeout": 1}
+    assert kinds(pictures.url + "/slow", seconds=0.2) == {"timeout": 1}
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     assert kinds(f"http://127.0.0.1:{port}/") == {"connect": 1}

@@ -174,7 +174,7 @@ def test_the_access_log_has_no_queries() -> None:
     assert line == {
         "level": "info",
         "logger": "uvicorn.access",
-        "message": "GET /outputs/a.png 200",
+        "message": "127.0.0.1:5 GET /outputs/a.png 200",
         "client": "127.0.0.1:5",
         "method": "GET",
         "path": "/outputs/a.png",
