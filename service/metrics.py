@@ -43,7 +43,7 @@ STAGES: Final = (
     "unet",
     "vae_decoder",
     "paste",
-    "safety",
+    "safety_checker",
     "store",
     "total",
 )
@@ -149,9 +149,9 @@ class Metrics:
         self.took(stage, time.perf_counter() - begin)
 
     def engine_took(self, timings: Timings) -> None:
-        """Count the stages that the engine has measured itself."""
+        """Count the stages that the engine has measured itself; one of 0 seconds did not run."""
         for name, seconds in dataclasses.asdict(timings).items():
-            if name != "total":
+            if name != "total" and seconds > 0:
                 self.took("engine_queue" if name == "queue" else name, seconds)
 
     @contextlib.contextmanager
