@@ -1,9 +1,9 @@
 """The service: the HTTP contract over the engine, and the command line.
 
-May import: starlette, uvicorn, pydantic, httpx, httpcore, sqlalchemy, fsspec, rich, and ``engine``.
-It turns bytes from the network into arrays for the engine, and the engine's arrays into answers;
-model maths stays in ``engine``. ``export`` and ``bench`` are reached by the command line alone, and
-only when their command is given.
+May import: starlette, uvicorn, pydantic, httpx, httpcore, sqlalchemy, fsspec, prometheus_client,
+rich, and ``engine``. It turns bytes from the network into arrays for the engine, and the engine's
+arrays into answers; model maths stays in ``engine``. ``export`` and ``bench`` are reached by the
+command line alone, and only when their command is given.
 
     from service import Settings, create_app
 

@@ -20,12 +20,13 @@ from starlette.routing import Route
 
 from service.auth import Keys
 from service.dispatch import Dispatcher
-from service.endpoints import NOT_READY, Endpoints, expiry, live
+from service.endpoints import NOT_READY, Endpoints, expiry
 from service.engine_process import EngineProcess
 from service.errors import ApiError, StorageError, unkept
 from service.fetch import HttpFetcher
 from service.inputs import PictureReader
 from service.jobs import JobStore, Limits, default_url, new_boot_id
+from service.metrics import Metrics
 from service.origins import OriginGuard
 from service.painter import Painter, PictureEngine
 from service.playground import routes as playground
@@ -33,6 +34,7 @@ from service.responses import error_response
 from service.schema import KINDS
 from service.settings import Settings
 from service.storage import FOLDER, Storage, open_storage
+from service.watch import Parts, Watch
 from service.webhooks import Deliverer, parse_secrets
 
 logger = logging.getLogger(__name__)
@@ -72,8 +74,11 @@ def create_app(settings: Settings, engine: PictureEngine | None = None) -> Starl
     routes += [
         Route("/api/v6/base64_to_url", life.asks(Endpoints.upload), methods=["POST"]),
         Route(f"/{FOLDER}/{{name}}", life.asks(Endpoints.output), methods=["GET"]),
-        Route("/livez", live, methods=["GET"]),
-        Route("/readyz", life.asks(Endpoints.ready), methods=["GET"]),
+        Route("/livez", life.watch.live, methods=["GET"]),
+        Route("/readyz", life.watch.ready, methods=["GET"]),
+        Route("/v2/health/live", life.watch.live, methods=["GET"]),
+        Route("/v2/health/ready", life.watch.ready, methods=["GET"]),
+        Route("/metrics", life.watch.metrics, methods=["GET"]),
         *playground(settings),
     ]
     everywhere = Middleware(
@@ -94,6 +99,7 @@ def create_app(settings: Settings, engine: PictureEngine | None = None) -> Starl
         lifespan=life.lifespan,
     )
     app.router.redirect_slashes = False  # a redirect would drop the body
+    app.state.metrics = life.metrics
     return app
 
 
@@ -105,6 +111,8 @@ class _Life:
         self._given = engine
         self._keys = Keys(key.get_secret_value() for key in settings.api_keys)
         self._endpoints: Endpoints | None = None
+        self.metrics = Metrics()
+        self.watch = Watch(self.metrics, exposure=settings.metrics, keys=self._keys)
 
     def asks(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         """An endpoint that answers 503 while the application is not running."""
@@ -112,7 +120,8 @@ class _Life:
         @functools.wraps(handler)
         async def endpoint(request: Request) -> Response:
             if self._endpoints is None:
-                raise ApiError(503, NOT_READY, headers={"Retry-After": "5"})
+                headers = {"Retry-After": "5"}
+                raise ApiError(503, NOT_READY, headers=headers, reason="not_ready")
             return await handler(self._endpoints, request)
 
         return endpoint
@@ -145,20 +154,31 @@ class _Life:
                 seconds=settings.fetch_seconds,
             )
             stack.push_async_callback(fetcher.aclose)
-            reader = PictureReader(fetcher, max_bytes=settings.picture_limit, outputs=outputs)
+            reader = PictureReader(
+                self.metrics.counted(fetcher), max_bytes=settings.picture_limit, outputs=outputs
+            )
             deliverer = Deliverer(
                 store.outbox,
                 fetcher.post,
                 secrets=parse_secrets(settings.webhook_secret.get_secret_value()),
+                on_attempt=self.metrics.attempted,
             )
             dispatcher = Dispatcher(
                 store,
-                Painter(engine, reader, outputs, base64_mode=settings.base64_mode),
+                Painter(
+                    engine,
+                    reader,
+                    outputs,
+                    base64_mode=settings.base64_mode,
+                    metrics=self.metrics,
+                ),
                 slots=settings.slots,
                 limits=Limits(per_key=settings.queue_limit, total=settings.queue_total),
                 trouble=outputs.trouble,
                 on_end=deliverer.wake,
+                metrics=self.metrics,
             )
+            stack.push_async_callback(self.watch.shut)
             delivering = asyncio.create_task(deliverer.run())
             stack.push_async_callback(_cancelled, delivering)
             await dispatcher.start()
@@ -172,8 +192,10 @@ class _Life:
                 dispatcher=dispatcher,
                 outputs=outputs,
                 reader=reader,
-                healthy=lambda: _unready(engine),
+                metrics=self.metrics,
             )
+            parts = Parts(store=store, dispatcher=dispatcher, outputs=outputs, engine=engine)
+            self.watch.open(parts, queue_limit=settings.queue_total)
             try:
                 yield
             finally:
@@ -185,11 +207,6 @@ def _painting(kind: str) -> Handler:
         return await endpoints.paint(kind, request)
 
     return paint
-
-
-def _unready(engine: PictureEngine) -> str | None:
-    """Why the engine would not take a request now; an engine that cannot say is ready."""
-    return None if getattr(engine, "ready", True) else "The engine is starting."
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:
@@ -211,20 +228,31 @@ async def _sweep(store: JobStore, outputs: Storage, retention: float) -> None:
 
 async def _answer_api_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, ApiError)
+    if not hasattr(request.state, "job_id"):  # where there is a job, that is what is counted
+        _metrics(request).refused(exc.reason)
     return error_response(exc)
 
 
 async def _answer_storage_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, StorageError)
     logger.error("the storage failed: %s", exc)
-    return error_response(unkept(exc.reason))
+    return await _answer_api_error(request, unkept(exc.reason))
 
 
 async def _answer_http_exception(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
     sentence = _SENTENCES.get(exc.status_code, "The request cannot be served.")
-    return error_response(ApiError(exc.status_code, sentence, headers=exc.headers))
+    error = ApiError(exc.status_code, sentence, headers=exc.headers)
+    _metrics(request).refused(error.reason)
+    return error_response(error)
 
 
 async def _answer_exception(request: Request, exc: Exception) -> Response:
-    return error_response(ApiError(500, "Internal server error. Please try again."))
+    error = ApiError(500, "Internal server error. Please try again.")
+    _metrics(request).refused(error.reason)
+    return error_response(error)
+
+
+def _metrics(request: Request) -> Metrics:
+    metrics: Metrics = request.app.state.metrics
+    return metrics

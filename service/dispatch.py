@@ -10,12 +10,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Final
 
 from service.errors import ApiError, StorageError, unkept
 from service.jobs import Job, JobStore, Limits, NewJob, QueueFull, StoreError
+from service.logs import bind_job
+from service.metrics import Metrics
 from service.painter import Painted, Painter
 from service.schema import KINDS, Body
 
@@ -43,6 +45,7 @@ class Dispatcher:
         trouble: Why pictures could not be kept now, or None. Meanwhile nothing is taken and nothing
             is begun; what waits goes on waiting.
         on_end: Told whenever a job has ended, for example to deliver its webhook.
+        metrics: Told what becomes of jobs.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Dispatcher:
         limits: Limits,
         trouble: Callable[[], Awaitable[str | None]],
         on_end: Callable[[], None] = lambda: None,
+        metrics: Metrics | None = None,
     ) -> None:
         self._store = store
         self._painter = painter
@@ -62,6 +66,7 @@ class Dispatcher:
         self._trouble = trouble
         self._held: str | None = None
         self._on_end = on_end
+        self._metrics = metrics or Metrics()
         self._working: dict[int, asyncio.Task[None]] = {}
         self._waiters: dict[int, asyncio.Event] = {}
         self._refusals: dict[int, ApiError] = {}
@@ -76,7 +81,10 @@ class Dispatcher:
         if recovery.requeued or recovery.failed:
             again, given_up = len(recovery.requeued), len(recovery.failed)
             logger.warning("after a crash: %d jobs run again, %d given up", again, given_up)
+            self._metrics.recovered(again + given_up)
+            await asyncio.to_thread(self._count_ended, recovery.failed, "failed")
         self._loop = asyncio.create_task(self._claim())
+        self._loop.add_done_callback(_say_if_broken)
         self._wake.set()
         self._on_end()
 
@@ -85,7 +93,7 @@ class Dispatcher:
         self._draining = True
         self._wake.set()
         if self._loop is not None:
-            await self._loop
+            await asyncio.wait([self._loop])
         if self._working:
             await asyncio.wait(self._working.values(), timeout=seconds)
         for task in list(self._working.values()):
@@ -97,6 +105,11 @@ class Dispatcher:
         """Whether nothing more is begun."""
         return self._draining
 
+    @property
+    def stuck(self) -> bool:
+        """Whether nothing is begun any more though it should be: a defect."""
+        return self._loop is not None and self._loop.done() and not self._draining
+
     async def accept(self, body: Body, *, kind: str, key: str, root: str, prefix: str) -> Job:
         """Put a checked request into the queue; it is on the disk when this returns.
 
@@ -104,7 +117,8 @@ class Dispatcher:
             ApiError: 429 or 503 when the queue is full, 503 when it or its pictures cannot be kept.
         """
         if self._draining:
-            raise ApiError(503, "The server is stopping.", headers={"Retry-After": "10"})
+            headers = {"Retry-After": "10"}
+            raise ApiError(503, "The server is stopping.", headers=headers, reason="draining")
         reason = await self._trouble()
         if reason is not None:
             raise unkept(reason)
@@ -125,8 +139,9 @@ class Dispatcher:
         except StoreError as exc:
             logger.exception("a job could not be kept")
             raise ApiError(
-                503, "The request cannot be kept now.", headers={"Retry-After": "5"}
+                503, "The request cannot be kept now.", headers={"Retry-After": "5"}, reason="store"
             ) from exc
+        self._metrics.accepted(kind)
         self._waiters[job.id] = asyncio.Event()
         self._wake.set()
         return job
@@ -151,8 +166,8 @@ class Dispatcher:
         task = self._working.get(job_id)
         if task is not None:
             task.cancel(LEFT)
-        else:
-            await asyncio.to_thread(self._store.cancel, job_id)
+        elif await asyncio.to_thread(self._store.cancel, job_id):
+            await asyncio.to_thread(self._count_ended, [job_id], "cancelled")
         self.forget(job_id)
 
     async def eta(self, job_id: int) -> float:
@@ -167,7 +182,8 @@ class Dispatcher:
         if exc.scope == "key":
             message = f"Rate limit exceeded. Maximum {exc.limit} queued requests allowed."
             return ApiError(429, message, headers=headers, extra={"retry_after": seconds})
-        return ApiError(503, "The server is busy. Please try again later.", headers=headers)
+        message = "The server is busy. Please try again later."
+        return ApiError(503, message, headers=headers, reason="queue_full_all")
 
     async def _claim(self) -> None:
         """Fill free slots with the oldest waiting jobs, whenever something has changed."""
@@ -186,6 +202,8 @@ class Dispatcher:
                 await asyncio.sleep(_RETRY_SECONDS)
                 self._wake.set()
                 continue
+            if overdue:
+                await asyncio.to_thread(self._count_ended, overdue, "cancelled")
             for job_id in overdue:
                 self._told(job_id)
             for job in jobs:
@@ -212,12 +230,16 @@ class Dispatcher:
 
     async def _work(self, job: Job) -> None:
         """One job from claim to outcome, whatever happens on the way."""
+        bind_job(job.id)
+        self._metrics.took("waiting", (job.started_at or job.accepted_at) - job.accepted_at)
         begin = time.monotonic()
         outcome: Callable[[], object]
+        how: str | None = "failed"
         try:
             painted = await self._paint(job)
         except ApiError as exc:
             self._refusals[job.id] = exc
+            how = "refused" if exc.status < 500 else "failed"
             outcome = partial(self._store.fail, job.id, job.attempt, exc.message)
         except StorageError as exc:
             logger.error("job %d: the storage failed: %s", job.id, exc)
@@ -225,15 +247,20 @@ class Dispatcher:
             outcome = partial(self._store.fail, job.id, job.attempt, exc.reason)
         except asyncio.CancelledError as exc:
             if exc.args == (LEFT,):
+                how = "cancelled"
                 outcome = partial(self._store.fail, job.id, job.attempt, LEFT)
             else:  # the server stops: the job runs again after the next start
+                how = None
                 outcome = partial(self._store.requeue, job.id, job.attempt, crashed=False)
         except Exception:
             logger.exception("job %d failed", job.id)
             self._refusals[job.id] = ApiError(500, FAILED)
             outcome = partial(self._store.fail, job.id, job.attempt, FAILED)
         else:
-            self._seconds += _SMOOTHING * (time.monotonic() - begin - self._seconds)
+            seconds = time.monotonic() - begin
+            self._seconds += _SMOOTHING * (seconds - self._seconds)
+            self._metrics.took("total", seconds)
+            how = "done"
             outcome = partial(
                 self._store.finish,
                 job.id,
@@ -242,7 +269,7 @@ class Dispatcher:
                 files=painted.files,
                 webhook_answer=painted.webhook_answer,
             )
-        await asyncio.shield(asyncio.ensure_future(self._end(job, outcome)))
+        await asyncio.shield(asyncio.ensure_future(self._end(job, outcome, how)))
 
     async def _paint(self, job: Job) -> Painted:
         assert job.request is not None
@@ -250,11 +277,12 @@ class Dispatcher:
         body, root = await asyncio.to_thread(KINDS[job.kind].from_document, job.request)
         return await self._painter.paint(job, body, root=root)
 
-    async def _end(self, job: Job, outcome: Callable[[], object]) -> None:
+    async def _end(self, job: Job, outcome: Callable[[], object], how: str | None) -> None:
         """Write the outcome down, however long the store needs, then tell those who wait."""
         while True:
             try:
-                await asyncio.to_thread(outcome)
+                if await asyncio.to_thread(outcome) and how is not None:
+                    self._metrics.ended(job.kind, how)
                 break
             except StoreError:
                 logger.exception("the outcome of job %d cannot be kept", job.id)
@@ -263,9 +291,23 @@ class Dispatcher:
         with contextlib.suppress(Exception):
             self._on_end()
 
+    def _count_ended(self, job_ids: Iterable[int], how: str) -> None:
+        """Count jobs that ended without having been worked on here. In a thread: it reads."""
+        for job_id in job_ids:
+            with contextlib.suppress(StoreError):
+                job = self._store.show(job_id)
+                if job is not None:
+                    self._metrics.ended(job.kind, how)
+
     def _told(self, job_id: int) -> None:
         waiter = self._waiters.get(job_id)
         if waiter is not None:
             waiter.set()
         else:
             self._refusals.pop(job_id, None)
+
+
+def _say_if_broken(loop: asyncio.Task[None]) -> None:
+    error = None if loop.cancelled() else loop.exception()
+    if error is not None:
+        logger.critical("the queue is not worked on any more", exc_info=error)

@@ -18,6 +18,8 @@ from service.dispatch import FAILED, Dispatcher
 from service.errors import ApiError, unkept
 from service.inputs import PictureReader
 from service.jobs import Job, JobStore, State
+from service.logs import bind_job
+from service.metrics import Metrics
 from service.painter import output_names, refuse_unserved
 from service.responses import ALLOW_EVERY_ORIGIN, processing
 from service.schema import KINDS, Body, is_absent, parse_json
@@ -51,7 +53,7 @@ class Endpoints:
         dispatcher: Who works on them.
         outputs: Where pictures are kept.
         reader: Decodes what clients upload.
-        healthy: Why a request would not be served now, or None.
+        metrics: Told how long clients wait.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class Endpoints:
         dispatcher: Dispatcher,
         outputs: Storage,
         reader: PictureReader,
-        healthy: Callable[[], str | None],
+        metrics: Metrics,
     ) -> None:
         self._settings = settings
         self._keys = keys
@@ -71,7 +73,7 @@ class Endpoints:
         self._dispatcher = dispatcher
         self._outputs = outputs
         self._reader = reader
-        self._healthy = healthy
+        self._metrics = metrics
         self._parsing = asyncio.Semaphore(2)
 
     async def paint(self, kind: str, request: Request) -> Response:
@@ -83,9 +85,12 @@ class Endpoints:
         job = await self._dispatcher.accept(
             body, kind=kind, key=key, root=root, prefix=new_prefix()
         )
+        request.state.job_id = job.id
+        bind_job(job.id)
         try:
             if not body.instant_response:
-                gone = await self._wait(request, job, body)
+                with self._metrics.waiting():
+                    gone = await self._wait(request, job, body)
                 if gone:
                     return Response(status_code=499)
                 await self._keep_deadline(job, body)
@@ -133,19 +138,6 @@ class Endpoints:
         if response is None:
             raise ApiError(404, "There is no such picture.")
         return response
-
-    async def ready(self, request: Request) -> Response:
-        """``GET /readyz``: a request would be served."""
-        reason = self._healthy()
-        if reason is None and self._dispatcher.draining:
-            reason = "The server is stopping."
-        if reason is None:
-            reason = await self._outputs.trouble()
-        if reason is None and not await asyncio.to_thread(self._store.writable):
-            reason = "The job store cannot be written."
-        if reason is not None:
-            raise ApiError(503, reason, headers={"Retry-After": "5"})
-        return JSONResponse({"status": "ok"})
 
     async def _asked(self, request: Request, *, empty: bool = False) -> tuple[dict[str, Any], str]:
         """The body's values and the key that came with them.
@@ -247,11 +239,6 @@ class Endpoints:
 
     def _root(self, request: Request) -> str:
         return self._settings.public_url or str(request.base_url).rstrip("/")
-
-
-async def live(request: Request) -> Response:
-    """``GET /livez``: the process answers."""
-    return JSONResponse({"status": "ok"})
 
 
 async def expiry(store: JobStore, outputs: Storage, *, retention: float) -> int:

@@ -12,8 +12,22 @@ The message of an ``ApiError`` goes to the client: one sentence, nothing about t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from engine.errors import InputError
+
+REASONS: Final = {
+    400: "bad_request",
+    401: "unauthorised",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "slow_body",
+    413: "too_large",
+    429: "queue_full_key",
+    500: "internal",
+    503: "unavailable",
+}
+"""What a refused request is counted as, by its status, where nothing more exact is said."""
 
 
 class ServiceError(Exception):
@@ -29,11 +43,16 @@ class FetchError(ServiceError):
 
     Attributes:
         reason: What the client may know, as the end of a sentence about its picture.
+        kind: What it is counted as; one of ``service.fetch_kinds.KINDS``, or empty where the
+            cause tells.
     """
 
-    def __init__(self, detail: str, *, reason: str = "could not be fetched from its URL") -> None:
+    def __init__(
+        self, detail: str, *, reason: str = "could not be fetched from its URL", kind: str = ""
+    ) -> None:
         super().__init__(detail)
         self.reason = reason
+        self.kind = kind
 
 
 class StorageError(ServiceError):
@@ -56,6 +75,7 @@ class ApiError(ServiceError):
         message: One sentence for the client.
         headers: Extra response headers, for example ``Retry-After``.
         extra: Further entries of the answer's body, for example ``retry_after``.
+        reason: What the refusal is counted as, one of ``service.metrics.REFUSALS``.
     """
 
     def __init__(
@@ -64,13 +84,15 @@ class ApiError(ServiceError):
         message: str,
         *,
         headers: Mapping[str, str] | None = None,
-        extra: Mapping[str, int] | None = None,
+        extra: Mapping[str, int | str] | None = None,
+        reason: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.headers = dict(headers or {})
         self.extra = dict(extra or {})
+        self.reason = reason or REASONS.get(status, "other")
 
 
 def words(field: str) -> str:
@@ -84,7 +106,7 @@ def unkept(reason: str) -> ApiError:
     Args:
         reason: Why, as a sentence.
     """
-    return ApiError(503, reason, headers={"Retry-After": "10"})
+    return ApiError(503, reason, headers={"Retry-After": "10"}, reason="store")
 
 
 def refused_value(error: InputError, *, field: str | None = None) -> ApiError:

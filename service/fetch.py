@@ -116,7 +116,8 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
             if not self._permits(host, port, address):
                 raise FetchError(
                     f"{host} port {port}: {address} is not permitted "
-                    "(EDGEFILL_FETCH_ALLOW names hosts and networks beyond the public internet)"
+                    "(EDGEFILL_FETCH_ALLOW names hosts and networks beyond the public internet)",
+                    kind="refused_address",
                 )
         failure: Exception | None = None
         for address in addresses:
@@ -130,9 +131,11 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
             peer = stream.get_extra_info("server_addr")
             if peer is None or ipaddress.ip_address(peer[0]) != address:
                 await stream.aclose()
-                raise FetchError(f"{host} port {port}: connected to {peer}, meant {address}")
+                detail = f"{host} port {port}: connected to {peer}, meant {address}"
+                raise FetchError(detail, kind="refused_address")
             return stream
-        raise FetchError(f"{host} port {port}: no connection") from failure
+        kind = "timeout" if isinstance(failure, httpcore.ConnectTimeout) else "connect"
+        raise FetchError(f"{host} port {port}: no connection", kind=kind) from failure
 
     async def connect_unix_socket(
         self,
@@ -141,7 +144,7 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         """Refused: pictures do not come from sockets of this machine."""
-        raise FetchError("unix sockets are not permitted")
+        raise FetchError("unix sockets are not permitted", kind="refused_address")
 
     async def sleep(self, seconds: float) -> None:
         """Wait, for httpcore's own retries."""
@@ -161,9 +164,9 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
                 answers = await self._resolve(host, port)
             addresses = [ipaddress.ip_address(answer) for answer in answers]
         except (OSError, ValueError) as exc:  # TimeoutError and UnicodeError are among these
-            raise FetchError(f"{host}: name was not resolved: {exc}") from exc
+            raise FetchError(f"{host}: name was not resolved: {exc}", kind="dns") from exc
         if not addresses:
-            raise FetchError(f"{host}: name has no address")
+            raise FetchError(f"{host}: name has no address", kind="dns")
         return addresses
 
 
@@ -250,7 +253,7 @@ class HttpFetcher:
                 return answer
             logger.debug("redirect: %s to %s", target.host, answer.host)
             target = answer
-        raise FetchError(f"{target.host}: more than {MAX_REDIRECTS} redirects")
+        raise FetchError(f"{target.host}: more than {MAX_REDIRECTS} redirects", kind="redirect")
 
     async def _get(self, target: Target) -> bytes | Target:
         """One request: the body, or where a redirect leads."""
@@ -260,10 +263,12 @@ class HttpFetcher:
             if response.status in (301, 302, 303, 307, 308) and b"location" in headers:
                 return target.redirected(headers[b"location"].decode("utf-8", "replace"))
             if response.status != 200:
-                raise FetchError(f"{target.host}: answered with status {response.status}")
+                detail = f"{target.host}: answered with status {response.status}"
+                raise FetchError(detail, kind="status")
             encoding = headers.get(b"content-encoding", b"identity").strip().lower()
             if encoding not in (b"", b"identity"):
-                raise FetchError(f"{target.host}: content encoding {encoding!r} was not asked for")
+                detail = f"{target.host}: content encoding {encoding!r} was not asked for"
+                raise FetchError(detail, kind="protocol")
             return await self._read(target, response, headers.get(b"content-length", b""))
 
     def _request(
@@ -306,6 +311,7 @@ class HttpFetcher:
         too_large = FetchError(
             f"{target.host}: more than {self._max_bytes} bytes",
             reason=f"is larger than {megabytes:g} MB",
+            kind="too_large",
         )
         if length.isdigit() and int(length[:20]) > self._max_bytes:
             raise too_large

@@ -72,7 +72,7 @@ class PictureReader:
                 return self._decode(_payload(value))
             if scheme is None:
                 return self._decode(value)
-            raise FetchError(f"scheme {scheme!r}", reason=WRONG_KIND)
+            raise FetchError(f"other scheme, {len(scheme)} characters", reason=WRONG_KIND)
         except FetchError as exc:
             logger.warning("%s: %s", field, exc)
             raise ApiError(400, f"The {words(field)} {exc.reason}.") from exc

@@ -21,6 +21,7 @@ from engine.image import decode_mask, decode_picture, encode_jpeg, encode_png
 from service.errors import ApiError, FetchError, refused_value
 from service.inputs import PictureReader
 from service.jobs import Job
+from service.metrics import Metrics
 from service.responses import success
 from service.schema import Body
 from service.storage import CONTENT_TYPES, FOLDER, Storage, file_name
@@ -68,6 +69,7 @@ class Painter:
         outputs: Keeps the pictures that were made.
         base64_mode: What ``base64: true`` answers with: the bare text (``"inline"``), a link to a
             file that holds it (``"link"``, as the hosted API does), or a data URI.
+        metrics: Told how long each stage took.
     """
 
     def __init__(
@@ -77,11 +79,13 @@ class Painter:
         outputs: Storage,
         *,
         base64_mode: Base64Mode = "inline",
+        metrics: Metrics | None = None,
     ) -> None:
         self._engine = engine
         self._reader = reader
         self._outputs = outputs
         self._base64_mode = base64_mode
+        self._metrics = metrics or Metrics()
 
     async def paint(self, job: Job, body: Body, *, root: str) -> Painted:
         """Make the pictures of a job. When the task is cancelled, so is the engine's work.
@@ -98,9 +102,11 @@ class Painter:
             ApiError: With the answer that the client gets instead.
             StorageError: When the pictures could not be kept.
         """
-        pictures = await self._read(body, root=root)
+        with self._metrics.stage("fetch"):
+            pictures = await self._read(body, root=root)
         try:
-            request = await asyncio.to_thread(_request, body, pictures)
+            with self._metrics.stage("decode"):
+                request = await asyncio.to_thread(_request, body, pictures)
             del pictures
             result = await _finished(await _submitted(self._engine, request))
         except InputError as exc:
@@ -110,8 +116,10 @@ class Painter:
         except EngineError as exc:
             logger.exception("job %d: the engine failed", job.id)
             raise ApiError(500, "The engine failed to make the picture.") from exc
-        kept = await asyncio.to_thread(self._encoded, body, result, job.file_prefix, root)
-        await self._outputs.keep(kept.files)
+        self._metrics.engine_took(result.timings)
+        with self._metrics.stage("store"):
+            kept = await asyncio.to_thread(self._encoded, body, result, job.file_prefix, root)
+            await self._outputs.keep(kept.files)
         answer = success(body, result, identity=job.id, prefix=job.file_prefix, output=kept.output)
         logger.info(
             "job %d: %d picture(s) of %dx%d in %.3f s",

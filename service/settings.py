@@ -121,6 +121,19 @@ class Settings(BaseSettings):
         default=32, ge=1, le=1024, description="Largest request body that is taken, in megabytes."
     )
 
+    metrics: Literal["loopback", "key", "open", "off"] = Field(
+        default="loopback",
+        description="Who may read `/metrics`: clients on this machine, those with a key, "
+        "everybody, or nobody.",
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text",
+        description="Log lines for people, or one JSON object per line.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="What is less important is not logged."
+    )
+
     @field_validator("public_url")
     @classmethod
     def _check_public_url(cls, value: str | None) -> str | None:

@@ -54,19 +54,22 @@ class Target:
             FetchError: When it is no such URL, or one that parsers disagree on.
         """
         if len(text) > MAX_URL_CHARACTERS or _FORBIDDEN.search(text):
-            raise FetchError(f"forbidden characters or length {len(text)}", reason=_INVALID)
+            raise FetchError(
+                f"forbidden characters or length {len(text)}", reason=_INVALID, kind="bad_url"
+            )
         try:
             url = httpx.URL(text)
             host = url.raw_host.decode("ascii").lower().removesuffix(".")
         except (httpx.InvalidURL, UnicodeError, ValueError) as exc:
-            raise FetchError(f"not a URL: {exc}", reason=_INVALID) from exc
+            raise FetchError(f"not a URL: {exc}", reason=_INVALID, kind="bad_url") from exc
         if url.scheme not in DEFAULT_PORTS:
             raise FetchError(
                 f"scheme {url.scheme!r}",
                 reason="must be an http or https URL, a data URI or base64",
+                kind="bad_url",
             )
         if url.userinfo or not 1 <= (80 if url.port is None else url.port) <= 65535:
-            raise FetchError("user information or impossible port", reason=_INVALID)
+            raise FetchError("user information or impossible port", reason=_INVALID, kind="bad_url")
         address = _canonical_host(host)
         netloc = f"[{address}]" if ":" in address else address
         return cls(
@@ -87,10 +90,12 @@ class Target:
         try:
             joined = str(httpx.URL(self.url).join(location))
         except (httpx.InvalidURL, UnicodeError, ValueError) as exc:
-            raise FetchError(f"{self.host}: redirect to something that is no URL") from exc
+            detail = f"{self.host}: redirect to something that is no URL"
+            raise FetchError(detail, kind="redirect") from exc
         target = Target.parse(joined)
         if self.scheme == "https" and target.scheme == "http":
-            raise FetchError(f"{self.host}: redirect from https to http on {target.host}")
+            detail = f"{self.host}: redirect from https to http on {target.host}"
+            raise FetchError(detail, kind="redirect")
         return target
 
 
@@ -107,5 +112,5 @@ def _canonical_host(host: str) -> str:
         if not _NAME.fullmatch(host):
             raise ValueError("neither a name nor an address")
     except ValueError as exc:
-        raise FetchError(f"host {host!r}: {exc}", reason=_INVALID) from exc
+        raise FetchError(f"host {host!r}: {exc}", reason=_INVALID, kind="bad_url") from exc
     return host

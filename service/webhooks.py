@@ -28,6 +28,7 @@ from typing import Final, Protocol, TypeVar
 from service.errors import FetchError, SettingsError
 from service.fetch import Reply
 from service.jobs import Delivery, DeliveryState, Outbox, StoreError
+from service.logs import bind_job
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +147,7 @@ class Deliverer:
         in_flight: How many at a time.
         seconds: Longest time for one attempt, in seconds.
         poll: Seconds between looks into the outbox when nobody wakes the deliverer.
+        on_attempt: Told after every attempt where its webhook stands now.
     """
 
     def __init__(
@@ -159,6 +161,7 @@ class Deliverer:
         in_flight: int = MAX_IN_FLIGHT,
         seconds: float = POST_SECONDS,
         poll: float = POLL_SECONDS,
+        on_attempt: Callable[[DeliveryState], None] = lambda state: None,
     ) -> None:
         self._outbox = outbox
         self._post = post
@@ -168,6 +171,7 @@ class Deliverer:
         self._limit = in_flight
         self._seconds = seconds
         self._poll = poll
+        self._on_attempt = on_attempt
         self._tasks: dict[asyncio.Task[None], str] = {}
         self._awake = asyncio.Event()
 
@@ -241,6 +245,7 @@ class Deliverer:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _attempt(self, delivery: Delivery) -> None:
+        bind_job(delivery.job_id)
         outcome = await self._try(delivery)
         attempt = delivery.attempts + 1
         where = f"webhook {delivery.id} of request {delivery.job_id} to {delivery.host}"
@@ -256,6 +261,7 @@ class Deliverer:
             wait = SCHEDULE[attempt] * (1 + JITTER * self._uniform())
             next_at = self._clock() + max(wait, outcome.retry_after)
             logger.warning("%s: attempt %d failed: %s", where, attempt, outcome.error)
+        self._on_attempt(state)
         try:
             await _to_the_end(
                 lambda: self._outbox.record(

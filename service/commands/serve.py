@@ -9,7 +9,6 @@ import ipaddress
 import logging
 import signal
 import socket
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,18 +54,15 @@ def serve(*, host: str, port: int, bundle: Path | None, device: str | None) -> N
     Raises:
         CommandError: When the settings, the address or the model do not allow it.
     """
+    from service import logs
     from service.errors import SettingsError
     from service.settings import Settings
 
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
     try:
         settings = Settings.load()
     except SettingsError as exc:
         raise CommandError(str(exc), code=USAGE) from exc
+    logs.configure(form=settings.log_format, level=settings.log_level)
     for name in Settings.unknown_variables():
         logger.warning("unknown variable: %s; known: %s", name, ", ".join(Settings.variables()))
     given = {"bundle": bundle, "device": device}

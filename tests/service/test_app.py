@@ -38,9 +38,12 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
 
 
 def test_alive_and_ready(client: httpx.Client) -> None:
-    for path in ("/livez", "/readyz"):
+    for path in ("/livez", "/v2/health/live"):
         response = client.get(path)
         assert (response.status_code, response.json()) == (200, {"status": "ok"})
+    for path in ("/readyz", "/v2/health/ready"):
+        response = client.get(path)
+        assert (response.status_code, response.json()) == (200, {"status": "ok", "state": "ready"})
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,9 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
         "fetch_seconds": 10.0,
         "picture_limit_mb": 20,
         "body_limit_mb": 32,
+        "metrics": "loopback",
+        "log_format": "text",
+        "log_level": "info",
     }
 
 
