@@ -35,6 +35,11 @@ BESIDES: Final = 64 * 1024
 """Bytes that may come besides the body, and an eighth of the body's own size on top."""
 
 _READ: Final = 16 * 1024
+_NOBODYS: Final[dict[int, Address]] = {
+    4: ipaddress.IPv4Address("192.0.2.1"),
+    6: ipaddress.IPv6Address("2001:db8::1"),
+}
+"""Addresses for documentation, which no machine has."""
 
 Resolver = Callable[[str, int], Awaitable[list[str]]]
 """From a host name and a port to the addresses of the name."""
@@ -62,17 +67,21 @@ def _getaddrinfo(host: str, port: int) -> list[str]:
 
 
 def is_own(address: Address) -> bool:
-    """Whether an address is one of this machine's: packets to it would come from it.
+    """Whether an address is one of this machine's: only to those a socket can be bound.
 
-    Nothing is sent: a UDP socket that is connected only looks up its route.
+    Where the kernel binds any address (``ip_nonlocal_bind``), this cannot tell, and says no.
     """
     meant = canonical(address)
-    family = socket.AF_INET if meant.version == 4 else socket.AF_INET6
+    return _binds(meant) and not _binds(_NOBODYS[meant.version])
+
+
+def _binds(address: Address) -> bool:
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((str(meant), 9))
-            return ipaddress.ip_address(probe.getsockname()[0]) == meant
-    except OSError:  # no route, or none of this family
+            probe.bind((str(address), 0))
+            return True
+    except OSError:  # not ours, or this machine has no such family
         return False
 
 
