@@ -34,6 +34,10 @@ PUBLIC_PORTS: Final = (80, 443)
 BESIDES: Final = 64 * 1024
 """Bytes that may come besides the body, and an eighth of the body's own size on top."""
 
+PIECE: Final = 24
+"""Bytes that a piece of the body counts for besides, since handling it takes time: pieces of 250
+bytes may come without end, those of one byte two thousand times."""
+
 _READ: Final = 16 * 1024
 _NOBODYS: Final[dict[int, Address]] = {
     4: ipaddress.IPv4Address("192.0.2.1"),
@@ -102,8 +106,13 @@ class Meter:
             raise FetchError(f"more than {BESIDES} bytes besides the body")
 
     def body(self, count: int) -> None:
-        """So many of the bytes were body."""
+        """So many of the bytes were a piece of the body.
+
+        Raises:
+            FetchError: When the pieces are too small.
+        """
         self._besides += count + count // 8
+        self.wire(PIECE)
 
 
 class MeteredStream(httpcore.AsyncNetworkStream):

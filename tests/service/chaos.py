@@ -30,7 +30,7 @@ def slowly(text: bytes) -> Pieces:
 
 
 def silence() -> Pieces:
-    time.sleep(1)
+    time.sleep(2)
     yield OK
 
 
@@ -52,7 +52,7 @@ def slow_chunks() -> Pieces:
 
 def stops_in_the_body() -> Pieces:
     yield OK + b"Content-Length: 1000\r\n\r\n" + b"x" * 500
-    time.sleep(1)
+    time.sleep(2)
 
 
 def declares_more() -> Pieces:
@@ -220,8 +220,9 @@ class Chaos:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     return
                 sock.shutdown(socket.SHUT_WR)
-                if sock.recv(1) == b"":
-                    self.closed += 1
+                while sock.recv(4096):
+                    pass
+                self.closed += 1
             except TimeoutError:  # it neither reads nor closes
                 pass
             except OSError:

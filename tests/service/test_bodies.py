@@ -127,16 +127,16 @@ def test_a_slow_sender_is_dropped(keyed: httpx.Client, monkeypatch: pytest.Monke
 
 
 def test_strangers_keep_nobody_out_by_announcing_much(keyed: httpx.Client) -> None:
-    """Twenty senders of nothing take no room; ten of much do, and one of them is told so."""
+    """Twenty senders of nothing take no room; nine of much do, and one of them is told so."""
     asks = {"key": "right", "prompt": "x" * 500_000}
     with contextlib.ExitStack() as open_:
         for _ in range(20):
             open_.enter_context(sending(keyed, length=1_000_000))
         assert keyed.post(PATH, json=asks).status_code == 400
-        ten = [open_.enter_context(sending(keyed, length=1_000_000)) for _ in range(10)]
-        for sock in ten:
+        nine = [open_.enter_context(sending(keyed, length=1_000_000)) for _ in range(9)]
+        for sock in nine:
             sock.sendall(bytes(900_000))
-        (refused, *_), _, _ = select.select(ten, [], [], 20)
+        (refused, *_), _, _ = select.select(nine, [], [], 20)
         answer = refused.recv(65536)
     assert answer.startswith(b"HTTP/1.1 503 ")
     assert b"retry-after: 1" in answer

@@ -20,7 +20,7 @@ from service import guard
 from service.addresses import Address, AddressPolicy
 from service.errors import FetchError
 from service.fetch import HttpFetcher
-from service.guard import BESIDES, Meter, is_own
+from service.guard import BESIDES, PIECE, Meter, is_own
 from tests.service.live import Origin
 from tests.service.wire import connects
 
@@ -74,9 +74,22 @@ def test_the_meter() -> None:
     meter = Meter()
     meter.wire(BESIDES)
     meter.body(8_000)
-    meter.wire(9_000)
+    meter.wire(9_000 - PIECE)
     with pytest.raises(FetchError, match="besides the body"):
         meter.wire(1)
+
+
+@pytest.mark.parametrize(("size", "fits"), [(16_384, True), (256, True), (16, False)])
+def test_pieces_of_the_body_may_not_be_tiny(size: int, fits: bool) -> None:
+    meter = Meter()
+    taken = 0
+    with contextlib.suppress(FetchError):
+        while taken < 20_000_000:
+            meter.wire(size + 7)
+            meter.body(size)
+            taken += size
+    assert (taken >= 20_000_000) == fits
+    assert fits or taken < 64 * BESIDES
 
 
 @pytest.fixture(scope="module")
