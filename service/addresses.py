@@ -5,7 +5,11 @@ releases of Python (CVE-2024-4032). IPv4 is public unless listed; IPv6 is public
 2000::/3 and unless listed there. Addresses that carry an IPv4 address (IPv4-mapped, NAT64) are
 judged by the address they carry; 6to4, Teredo and the other transition forms are refused whole.
 
-Sources: the IANA IPv4 and IPv6 Special-Purpose Address Registries, RFC 6890, RFC 6052, RFC 7526.
+The metadata services of clouds are refused even where the operator allowed their network, in
+whatever form their address comes.
+
+Sources: the IANA IPv4 and IPv6 Special-Purpose Address Registries, RFC 6890, RFC 6052, RFC 7526;
+the documentation of the cloud providers.
 """
 
 from __future__ import annotations
@@ -56,18 +60,31 @@ _REFUSED_V6: Final = tuple(
     )
 )
 _CARRIES_V4: Final = (IPv6Network("::ffff:0:0/96"), IPv6Network("64:ff9b::/96"))
+_SIXTOFOUR: Final = IPv6Network("2002::/16")
+_TEREDO: Final = IPv6Network("2001::/32")
+_V4_AT_THE_END: Final = (
+    *_CARRIES_V4,
+    IPv6Network("::/96"),  # IPv4-compatible, deprecated
+    IPv6Network("::ffff:0:0:0/96"),  # IPv4-translated (SIIT)
+    IPv6Network("64:ff9b:1::/48"),  # NAT64 for local use; carries it here in the /96 form
+)
 _METADATA: Final[frozenset[Address]] = frozenset(
     ipaddress.ip_address(text)
     for text in (
-        "100.100.100.200",
-        "168.63.129.16",
-        "169.254.169.254",
-        "169.254.170.2",
-        "169.254.170.23",
-        "192.0.0.192",
-        "fd00:ec2::23",
-        "fd00:ec2::254",
-        "fd20:ce::254",
+        "100.100.100.200",  # Alibaba
+        "168.63.129.16",  # Azure's host agent
+        "169.254.0.23",  # Tencent
+        "169.254.42.42",  # Scaleway
+        "169.254.169.254",  # AWS, Azure, DigitalOcean, Google, Hetzner, OpenStack, Oracle
+        "169.254.170.2",  # AWS ECS
+        "169.254.170.23",  # AWS EKS
+        "192.0.0.192",  # Oracle
+        "fd00:42::42",  # Scaleway
+        "fd00:c1::a9fe:a9fe",  # Oracle
+        "fd00:ec2::23",  # AWS EKS
+        "fd00:ec2::254",  # AWS
+        "fd20:ce::254",  # Google
+        "fe80::a9fe:a9fe",  # OpenStack
     )
 )
 _HOST_NAME: Final = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
@@ -78,6 +95,24 @@ def canonical(address: Address) -> Address:
     if isinstance(address, IPv6Address) and any(address in net for net in _CARRIES_V4):
         return IPv4Address(int(address) & 0xFFFF_FFFF)
     return address
+
+
+def carried(address: Address) -> tuple[Address, ...]:
+    """The address and every IPv4 address that it carries in any of the transition forms."""
+    if isinstance(address, IPv4Address):
+        return (address,)
+    bits = int(address)
+    shifts: tuple[int, ...] = ()
+    if any(address in net for net in _V4_AT_THE_END):
+        shifts = (0,)
+    elif address in _SIXTOFOUR:
+        shifts = (80,)
+    elif address in _TEREDO:
+        shifts = (64,)
+    found = [IPv4Address(bits >> shift & 0xFFFF_FFFF) for shift in shifts]
+    if address in _TEREDO:  # the client's, with every bit inverted: RFC 4380, section 4
+        found.append(IPv4Address(~bits & 0xFFFF_FFFF))
+    return (IPv6Address(bits), *found)
 
 
 def is_public(address: Address) -> bool:
@@ -127,16 +162,24 @@ class AddressPolicy:
         return cls(hosts=frozenset(hosts), networks=tuple(networks))
 
     def names(self, host: str, address: Address | None = None) -> bool:
-        """Whether the operator named this host, or a network with this address."""
+        """Whether the operator named this host, or a network with its address.
+
+        Args:
+            host: A name or an address, as in the URL.
+            address: What it was resolved to, where that is known.
+        """
         if host in self.hosts:
             return True
         if address is None:
-            return False
+            try:
+                address = ipaddress.ip_address(host)
+            except ValueError:
+                return False
         meant = canonical(address)
         return any(meant in network or address in network for network in self.networks)
 
     def permits(self, host: str, address: Address) -> bool:
         """Whether ``host``, which resolved to ``address``, may be connected to there."""
-        if canonical(address) in _METADATA:
+        if not _METADATA.isdisjoint(carried(address)):
             return False
         return self.names(host, address) or is_public(address)

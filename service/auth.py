@@ -38,6 +38,18 @@ class Keys:
             raise ApiError(401, "Invalid API key")
         return key.strip()
 
+    def refuse_early(self, headers: Mapping[str, str]) -> None:
+        """Refuse a request whose ``key`` header is wrong, before its body is read.
+
+        Not so for ``Authorization``, which may be meant for a proxy in front of us.
+
+        Raises:
+            ApiError: 401.
+        """
+        key = headers.get("key")
+        if not is_absent(key) and not self._knows(str(key)):
+            raise ApiError(401, "Invalid API key")
+
     def _knows(self, key: str) -> bool:
         digest = _digest(key)
         found = [hmac.compare_digest(digest, known) for known in self._digests]

@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from engine.errors import InputError
 from engine.image import sniff
 from service.auth import Keys
+from service.bodies import BodyReader
 from service.dispatch import FAILED, Dispatcher
 from service.errors import ApiError, unkept
 from service.inputs import PictureReader
@@ -39,8 +40,6 @@ UPLOAD_LIMIT: Final = 5_000_000
 """Largest picture of base64_to_url in bytes."""
 
 NOT_READY: Final = "The server is not ready."
-BODY_SECONDS: Final = 30.0
-"""Longest time a request's body may take to arrive."""
 
 
 class Endpoints:
@@ -74,6 +73,7 @@ class Endpoints:
         self._outputs = outputs
         self._reader = reader
         self._metrics = metrics
+        self._bodies = BodyReader(settings.body_limit)
         self._parsing = asyncio.Semaphore(2)
 
     async def paint(self, kind: str, request: Request) -> Response:
@@ -145,17 +145,12 @@ class Endpoints:
         Parsing is done in a thread, a few at a time: a body of many megabytes must not hold up
         anybody else.
         """
-        try:
-            async with asyncio.timeout(BODY_SECONDS):
-                raw = await _read_body(request, self._settings.body_limit)
-        except TimeoutError:
-            raise ApiError(408, "The request body took too long to arrive.") from None
-        except ClientDisconnect as exc:
-            raise ApiError(400, "The request body is not whole.") from exc
-        if empty and not raw.strip():
-            raw = b"{}"
-        async with self._parsing:
-            values = dict(await asyncio.to_thread(parse_json, raw))
+        self._keys.refuse_early(request.headers)
+        async with self._bodies.read(request) as raw:
+            if empty and not raw.strip():
+                raw = b"{}"
+            async with self._parsing:
+                values = dict(await asyncio.to_thread(parse_json, raw))
         return values, self._keys.check(values, request.headers)
 
     async def _wait(self, request: Request, job: Job, body: Body) -> bool:
@@ -251,19 +246,6 @@ async def expiry(store: JobStore, outputs: Storage, *, retention: float) -> int:
 
 def _not_found() -> ApiError:
     return ApiError(404, "Request not found")
-
-
-async def _read_body(request: Request, limit: int) -> bytes:
-    too_large = ApiError(413, f"The request body is larger than {limit / 1e6:g} MB.")
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length[:20]) > limit:
-        raise too_large
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > limit:
-            raise too_large
-    return bytes(body)
 
 
 async def _disconnected(receive: Callable[[], Any]) -> None:

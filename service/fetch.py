@@ -1,40 +1,46 @@
-"""The one way out to the network: fetching the pictures that clients name by URL.
+"""The one way out to the network: pictures that clients name by URL, and webhooks.
 
-A URL is parsed once (``service.urls``), its host resolved once, and every address of the answer
-checked (``service.addresses``); the connection goes to a checked address, below HTTP and TLS, so
-that no second look-up can come between. Redirects are followed by hand, each as a new target.
-Bytes and seconds are limited; proxies, cookies and compressed bodies are not used.
+A URL is parsed once (``service.urls``), its host resolved once, every address of the answer checked
+(``service.addresses``) and the connection made to a checked address (``service.guard``). Redirects
+of pictures are followed by hand, each as a new target; a webhook's are not. Every request has a
+connection of its own, which is closed with it. Limits: bytes of the body, of headers and of what
+comes besides; seconds for connecting, for a silence and for the whole; a floor under the rate; how
+many pictures are fetched at once, by whom and from where. No proxies, cookies or compressed bodies,
+and no HTTP/2. What a client is told (``FetchError.reason``) names no address, status or time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
-import ipaddress
 import logging
-import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Mapping
 from typing import Final, NamedTuple, Protocol
 
 import httpcore
 import httpx
 
-from service.addresses import Address, AddressPolicy
+from service.addresses import AddressPolicy
 from service.errors import FetchError
+from service.guard import GuardedBackend, Meter, Resolver, SystemResolver
+from service.pace import FLOOR, collect
+from service.turns import Turns
 from service.urls import Target
 
 logger = logging.getLogger(__name__)
 
 MAX_REDIRECTS: Final = 3
-MAX_CONNECTIONS: Final = 8
-MAX_ANSWERS: Final = 16
-RESOLVE_SECONDS: Final = 3.0
+MAX_FETCHES: Final = 8
+MAX_PER_OWNER: Final = 4
+MAX_PER_HOST: Final = 2
+TURN_SECONDS: Final = 30.0
 CONNECT_SECONDS: Final = 3.0
 READ_SECONDS: Final = 5.0
-PUBLIC_PORTS: Final = (80, 443)
+GRACE_SECONDS: Final = 2.0
+MAX_HEADERS: Final = 64
+MAX_HEADER_BYTES: Final = 32 * 1024
 
 _FAILURES: Final = (
     httpcore.NetworkError,
@@ -43,9 +49,6 @@ _FAILURES: Final = (
     httpcore.UnsupportedProtocol,
     OSError,
 )
-
-Resolver = Callable[[str, int], Awaitable[list[str]]]
-"""From a host name and a port to the addresses of the name."""
 
 
 class Reply(NamedTuple):
@@ -63,26 +66,9 @@ class Reply(NamedTuple):
 class Fetcher(Protocol):
     """What can turn a URL into bytes."""
 
-    async def fetch(self, url: str) -> bytes:
-        """The body behind a URL; raises ``FetchError``."""
+    async def fetch(self, url: str, *, owner: str = "") -> bytes:
+        """The body behind a URL, for an owner who has a share only; raises ``FetchError``."""
         ...
-
-
-class SystemResolver:
-    """Names by the system's resolver, in a few threads of its own."""
-
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(MAX_CONNECTIONS, thread_name_prefix="edgefill-resolve")
-
-    async def __call__(self, host: str, port: int) -> list[str]:
-        """The addresses of a name, at most ``MAX_ANSWERS`` and each once."""
-        loop = asyncio.get_running_loop()
-        answers = await loop.run_in_executor(self._threads, _getaddrinfo, host, port)
-        return list(dict.fromkeys(answers))[:MAX_ANSWERS]
-
-    def close(self) -> None:
-        """Take no more names."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 @functools.cache
@@ -90,93 +76,13 @@ def _tls() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-def _getaddrinfo(host: str, port: int) -> list[str]:
-    return [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-
-
-class GuardedBackend(httpcore.AsyncNetworkBackend):
-    """Opens TCP connections, and only to addresses that the policy permits."""
-
-    def __init__(self, policy: AddressPolicy, resolve: Resolver) -> None:
-        self._policy = policy
-        self._resolve = resolve
-        self._tcp = httpcore.AnyIOBackend()
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        """Connect to the first address of ``host`` that answers; all of them must be permitted."""
-        addresses = await self._addresses(host, port)
-        for address in addresses:
-            if not self._permits(host, port, address):
-                raise FetchError(
-                    f"{host} port {port}: {address} is not permitted "
-                    "(EDGEFILL_FETCH_ALLOW names hosts and networks beyond the public internet)",
-                    kind="refused_address",
-                )
-        failure: Exception | None = None
-        for address in addresses:
-            try:
-                stream = await self._tcp.connect_tcp(
-                    str(address), port, timeout=timeout, socket_options=socket_options
-                )
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as exc:
-                failure = exc
-                continue
-            peer = stream.get_extra_info("server_addr")
-            if peer is None or ipaddress.ip_address(peer[0]) != address:
-                await stream.aclose()
-                detail = f"{host} port {port}: connected to {peer}, meant {address}"
-                raise FetchError(detail, kind="refused_address")
-            return stream
-        kind = "timeout" if isinstance(failure, httpcore.ConnectTimeout) else "connect"
-        raise FetchError(f"{host} port {port}: no connection", kind=kind) from failure
-
-    async def connect_unix_socket(
-        self,
-        path: str,
-        timeout: float | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        """Refused: pictures do not come from sockets of this machine."""
-        raise FetchError("unix sockets are not permitted", kind="refused_address")
-
-    async def sleep(self, seconds: float) -> None:
-        """Wait, for httpcore's own retries."""
-        await asyncio.sleep(seconds)
-
-    def _permits(self, host: str, port: int, address: Address) -> bool:
-        named = port in PUBLIC_PORTS or self._policy.names(host, address)
-        return named and self._policy.permits(host, address)
-
-    async def _addresses(self, host: str, port: int) -> list[Address]:
-        try:
-            return [ipaddress.ip_address(host)]
-        except ValueError:
-            pass
-        try:
-            async with asyncio.timeout(RESOLVE_SECONDS):
-                answers = await self._resolve(host, port)
-            addresses = [ipaddress.ip_address(answer) for answer in answers]
-        except (OSError, ValueError) as exc:  # TimeoutError and UnicodeError are among these
-            raise FetchError(f"{host}: name was not resolved: {exc}", kind="dns") from exc
-        if not addresses:
-            raise FetchError(f"{host}: name has no address", kind="dns")
-        return addresses
-
-
 class HttpFetcher:
-    """Fetches pictures over HTTP/1.1 within limits.
+    """Fetches pictures and posts webhooks over HTTP/1.1 within limits.
 
     Args:
         policy: Where connections may go.
         max_bytes: Largest body in bytes.
-        seconds: Longest time for one picture, redirects included.
+        seconds: Longest time for one picture, redirects included and waiting for a turn not.
         resolve: Names to addresses; the system's resolver where None.
     """
 
@@ -188,40 +94,47 @@ class HttpFetcher:
         seconds: float,
         resolve: Resolver | None = None,
     ) -> None:
+        self._policy = policy
         self._max_bytes = max_bytes
         self._seconds = seconds
         self._system = SystemResolver()
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=_tls(),
-            max_connections=MAX_CONNECTIONS,
-            max_keepalive_connections=0,
-            network_backend=GuardedBackend(policy, resolve or self._system),
-        )
+        self._resolve = resolve or self._system
+        self._all = asyncio.Semaphore(MAX_FETCHES)
+        self._owners = Turns(MAX_PER_OWNER)
+        self._hosts = Turns(MAX_PER_HOST)
 
     async def aclose(self) -> None:
-        """Close every connection."""
-        await self._pool.aclose()
+        """Resolve no more names; connections end with the requests they were made for."""
         self._system.close()
 
-    async def fetch(self, url: str) -> bytes:
+    async def fetch(self, url: str, *, owner: str = "") -> bytes:
         """The body behind an http or https URL.
+
+        Args:
+            url: Where.
+            owner: For whom; one owner has at most ``MAX_PER_OWNER`` fetches at once.
 
         Raises:
             FetchError: When it is not permitted, not there, too large or too slow.
         """
         target = Target.parse(url)
-        try:
-            async with asyncio.timeout(self._seconds):
-                return await self._follow(target)
-        except TimeoutError as exc:
-            raise FetchError(f"{target.host}: took longer than {self._seconds:g} s") from exc
-        except _FAILURES as exc:
-            raise FetchError(f"{target.host}: {type(exc).__name__}: {exc}") from exc
+        clock = asyncio.get_running_loop().time
+        left = self._seconds
+        for _ in range(MAX_REDIRECTS + 1):
+            async with self._turn(owner, target.host):
+                begin = clock()
+                answer = await self._get(target, left)
+            if isinstance(answer, bytes):
+                return answer
+            left -= clock() - begin
+            logger.debug("redirect: %s to %s", target.host, answer.host)
+            target = answer
+        raise FetchError(f"{target.host}: more than {MAX_REDIRECTS} redirects", kind="redirect")
 
     async def post(
         self, url: str, headers: Mapping[str, str], body: bytes, timeout: float
     ) -> Reply:
-        """POST once, to permitted addresses only, without following redirects.
+        """POST once, to permitted addresses only; no redirect is followed, no answer's body read.
 
         Args:
             url: An http or https URL.
@@ -233,33 +146,37 @@ class HttpFetcher:
             FetchError: When the receiver is not permitted or did not answer in time.
         """
         target = Target.parse(url)
-        try:
-            async with (
-                asyncio.timeout(timeout),
-                self._request("POST", target, [*headers.items()], body, seconds=timeout) as answer,
-            ):
-                names = {name.lower(): value for name, value in answer.headers}
-                later = names.get(b"retry-after")
-                return Reply(answer.status, later.decode("latin-1") if later else None)
-        except TimeoutError as exc:
-            raise FetchError(f"{target.host}: took longer than {timeout:g} s") from exc
-        except _FAILURES as exc:
-            raise FetchError(f"{target.host}: {type(exc).__name__}: {exc}") from exc
+        sent = [*headers.items(), ("Content-Length", str(len(body)))]
+        async with self._request("POST", target, sent, body, seconds=timeout) as (answer, _):
+            later = _headers(target, answer).get(b"retry-after")
+            return Reply(answer.status, later.decode("latin-1") if later else None)
 
-    async def _follow(self, target: Target) -> bytes:
-        for _ in range(MAX_REDIRECTS + 1):
-            answer = await self._get(target)
-            if isinstance(answer, bytes):
-                return answer
-            logger.debug("redirect: %s to %s", target.host, answer.host)
-            target = answer
-        raise FetchError(f"{target.host}: more than {MAX_REDIRECTS} redirects", kind="redirect")
+    @contextlib.asynccontextmanager
+    async def _turn(self, owner: str, host: str) -> AsyncIterator[None]:
+        """Wait until this owner, this host and everybody together have less than their share.
 
-    async def _get(self, target: Target) -> bytes | Target:
+        Hosts that the operator named are the operator's own: only the owner's share counts.
+        """
+        async with contextlib.AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout(TURN_SECONDS):
+                    await held.enter_async_context(self._owners.of(owner))
+                    if not self._policy.names(host):
+                        await held.enter_async_context(self._hosts.of(host))
+                    await held.enter_async_context(self._all)
+            except TimeoutError as exc:
+                raise FetchError(
+                    f"{host}: waited {TURN_SECONDS:g} s for a turn",
+                    reason="could not be fetched now, since too many pictures are being fetched",
+                    kind="timeout",
+                ) from exc
+            yield
+
+    async def _get(self, target: Target, seconds: float) -> bytes | Target:
         """One request: the body, or where a redirect leads."""
         accept = [("Accept", "image/png, image/jpeg")]
-        async with self._request("GET", target, accept, seconds=self._seconds) as response:
-            headers = {name.lower(): value for name, value in response.headers}
+        async with self._request("GET", target, accept, seconds=seconds) as (response, meter):
+            headers = _headers(target, response)
             if response.status in (301, 302, 303, 307, 308) and b"location" in headers:
                 return target.redirected(headers[b"location"].decode("utf-8", "replace"))
             if response.status != 200:
@@ -269,9 +186,10 @@ class HttpFetcher:
             if encoding not in (b"", b"identity"):
                 detail = f"{target.host}: content encoding {encoding!r} was not asked for"
                 raise FetchError(detail, kind="protocol")
-            return await self._read(target, response, headers.get(b"content-length", b""))
+            return await self._read(target, response, headers.get(b"content-length", b""), meter)
 
-    def _request(
+    @contextlib.asynccontextmanager
+    async def _request(
         self,
         method: str,
         target: Target,
@@ -279,45 +197,83 @@ class HttpFetcher:
         body: bytes | None = None,
         *,
         seconds: float,
-    ) -> AbstractAsyncContextManager[httpcore.Response]:
-        return self._pool.stream(
-            method,
-            httpcore.URL(
-                scheme=target.scheme.encode(),
-                host=target.host.encode(),
-                port=target.port,
-                target=target.path,
-            ),
-            headers=[
-                ("Host", target.authority),
-                ("User-Agent", "edgefill"),
-                ("Accept-Encoding", "identity"),
-                *headers,
-                *([("Content-Length", str(len(body)))] if body is not None else []),
-            ],
-            content=body,
-            extensions={
-                "timeout": {
-                    "connect": CONNECT_SECONDS,
-                    "read": min(READ_SECONDS, seconds) if body is None else seconds,
-                    "write": READ_SECONDS,
-                    "pool": seconds,
-                }
-            },
-        )
+    ) -> AsyncIterator[tuple[httpcore.Response, Meter]]:
+        """Ask over a connection of its own, within so many seconds to the end of the context."""
+        meter = Meter()
+        try:
+            async with (
+                asyncio.timeout(seconds),
+                httpcore.AsyncConnectionPool(
+                    ssl_context=_tls(),
+                    max_connections=1,
+                    max_keepalive_connections=0,
+                    network_backend=GuardedBackend(self._policy, self._resolve, meter),
+                ) as connection,
+                connection.stream(
+                    method,
+                    httpcore.URL(
+                        scheme=target.scheme.encode(),
+                        host=target.host.encode(),
+                        port=target.port,
+                        target=target.path,
+                    ),
+                    headers=[
+                        ("Host", target.authority),
+                        ("User-Agent", "edgefill"),
+                        ("Accept-Encoding", "identity"),
+                        ("Connection", "close"),
+                        *headers,
+                    ],
+                    content=body,
+                    extensions={
+                        "timeout": {
+                            "connect": CONNECT_SECONDS,
+                            "read": READ_SECONDS if body is None else seconds,
+                            "write": READ_SECONDS,
+                        }
+                    },
+                ) as response,
+            ):
+                yield response, meter
+        except TimeoutError as exc:
+            raise FetchError(f"{target.host}: took longer than allowed: {seconds:g} s") from exc
+        except _FAILURES as exc:
+            raise FetchError(f"{target.host}: {type(exc).__name__}: {exc}") from exc
 
-    async def _read(self, target: Target, response: httpcore.Response, length: bytes) -> bytes:
-        megabytes = self._max_bytes / 1e6
-        too_large = FetchError(
-            f"{target.host}: more than {self._max_bytes} bytes",
-            reason=f"is larger than {megabytes:g} MB",
-            kind="too_large",
-        )
+    async def _read(
+        self, target: Target, response: httpcore.Response, length: bytes, meter: Meter
+    ) -> bytes:
+        left = self._max_bytes
+
+        def admit(count: int) -> None:
+            nonlocal left
+            left -= count
+            if left < 0:
+                raise FetchError(
+                    f"{target.host}: more than {self._max_bytes} bytes",
+                    reason=f"is larger than {self._max_bytes / 1e6:g} MB",
+                    kind="too_large",
+                )
+            meter.body(count)
+
         if length.isdigit() and int(length[:20]) > self._max_bytes:
-            raise too_large
-        body = bytearray()
-        async for piece in response.aiter_stream():
-            body += piece
-            if len(body) > self._max_bytes:
-                raise too_large
-        return bytes(body)
+            admit(self._max_bytes + 1)
+        try:
+            return await collect(response.aiter_stream(), grace=GRACE_SECONDS, admit=admit)
+        except TimeoutError as exc:
+            detail = f"{target.host}: slower than {FLOOR} bytes per second"
+            raise FetchError(detail, kind="timeout") from exc
+
+
+def _headers(target: Target, response: httpcore.Response) -> dict[bytes, bytes]:
+    """The headers of an answer by their names in lower case.
+
+    Raises:
+        FetchError: When they are too many or too long.
+    """
+    found = response.headers
+    size = sum(len(name) + len(value) for name, value in found)
+    if len(found) > MAX_HEADERS or size > MAX_HEADER_BYTES:
+        detail = f"{target.host}: {len(found)} headers of {size} bytes"
+        raise FetchError(detail, kind="protocol")
+    return {name.lower(): value for name, value in found}

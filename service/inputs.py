@@ -48,7 +48,7 @@ class PictureReader:
         self._max_bytes = max_bytes
         self._outputs = outputs
 
-    async def read(self, field: str, value: str, *, root: str = "") -> bytes:
+    async def read(self, field: str, value: str, *, root: str = "", owner: str = "") -> bytes:
         """The bytes of the picture in a field of the request.
 
         Args:
@@ -56,6 +56,7 @@ class PictureReader:
             value: A URL, a data URI or base64.
             root: The address clients reach this server at: links to its own outputs are read
                 from its storage, since the server may well not be allowed to fetch from itself.
+            owner: For whom: nobody may have all places to fetch at.
 
         Raises:
             ApiError: 400 with a sentence about the field.
@@ -67,7 +68,7 @@ class PictureReader:
                 own = await self._own(value.strip(), root)
                 if own is not None:
                     return own
-                return await self._fetcher.fetch(value.strip())
+                return await self._fetcher.fetch(value.strip(), owner=owner)
             if scheme == "data":
                 return self._decode(_payload(value))
             if scheme is None:

@@ -213,10 +213,10 @@ class _CountedFetcher:
         self._fetcher = fetcher
         self._metrics = metrics
 
-    async def fetch(self, url: str) -> bytes:
+    async def fetch(self, url: str, *, owner: str = "") -> bytes:
         self._metrics.fetching()
         try:
-            return await self._fetcher.fetch(url)
+            return await self._fetcher.fetch(url, owner=owner)
         except FetchError as exc:
             self._metrics.not_fetched(exc)
             raise

@@ -103,7 +103,7 @@ class Painter:
             StorageError: When the pictures could not be kept.
         """
         with self._metrics.stage("fetch"):
-            pictures = await self._read(body, root=root)
+            pictures = await self._read(body, root=root, owner=job.owner)
         try:
             with self._metrics.stage("decode"):
                 request = await asyncio.to_thread(_request, body, pictures)
@@ -132,11 +132,14 @@ class Painter:
         told = None if kept.links == kept.output else {**answer, "output": kept.links}
         return Painted(answer=answer, files=list(kept.files), webhook_answer=told)
 
-    async def _read(self, body: Body, *, root: str) -> dict[str, bytes]:
+    async def _read(self, body: Body, *, root: str, owner: str) -> dict[str, bytes]:
         """All pictures at once; of two errors, the first field's is the one that is told."""
         fields = body.pictures
         read = await asyncio.gather(
-            *(self._reader.read(field, value, root=root) for field, value in fields.items()),
+            *(
+                self._reader.read(field, value, root=root, owner=owner)
+                for field, value in fields.items()
+            ),
             return_exceptions=True,
         )
         pictures = {}

@@ -41,7 +41,7 @@ JITTER: Final = 0.1
 """A wait is made longer by up to this part of it, so that a crowd does not come back at once."""
 
 MAX_RETRY_AFTER: Final = SCHEDULE[-1]
-MAX_IN_FLIGHT: Final = 4
+MAX_IN_FLIGHT: Final = 16
 POST_SECONDS: Final = 15.0
 POLL_SECONDS: Final = 5.0
 SECRET_PREFIX: Final = "whsec_"

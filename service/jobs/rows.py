@@ -114,6 +114,7 @@ def job(row: Row[Any], *, request: str | None = None, answer: str | None = None)
         ended_at=row.ended_at,
         message=row.message,
         files=tuple(json.loads(row.files)),
+        owner=row.key_digest.hex(),
         request=request,
         answer=None if answer is None else json.loads(answer),
     )

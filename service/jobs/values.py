@@ -85,6 +85,7 @@ class Job:
         answer: The answer of a finished job; None before, and in lists.
         message: Why it failed, as a sentence for the client.
         files: Names of its output files.
+        owner: The salted digest of its key, as text: equal for jobs of the same key.
         started_at: When it was last claimed.
         ended_at: When it was finished, failed or cancelled.
     """
@@ -103,6 +104,7 @@ class Job:
     ended_at: float | None
     message: str | None
     files: tuple[str, ...]
+    owner: str
     request: str | None = None
     answer: Mapping[str, Any] | None = None
 

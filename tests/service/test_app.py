@@ -14,7 +14,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from service import endpoints
+from service import bodies
 from service.app import create_app
 from service.settings import Settings
 from tests.service.conftest import data_uri
@@ -160,7 +160,7 @@ def test_what_misses_its_deadline_is_cancelled(settings: Settings, body: dict[st
 def test_bodies_that_do_not_arrive_are_given_up(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoints, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(bodies, "BODY_SECONDS", 0.2)
     with serving(create_app(settings, StubEngine())) as client:
         where = urlsplit(str(client.base_url))
         connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=10)

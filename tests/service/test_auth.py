@@ -54,3 +54,12 @@ def test_without_keys_any_non_empty_key_is_taken() -> None:
     Keys([]).check({"key": "anything"}, {})
     with pytest.raises(ApiError, match="API key required"):
         Keys([]).check({"key": ""}, {})
+
+
+def test_a_wrong_key_in_the_header_is_refused_early() -> None:
+    keys = Keys(["right"])
+    with pytest.raises(ApiError, match="Invalid API key"):
+        keys.refuse_early({"key": "wrong"})
+    for headers in ({}, {"key": ""}, {"key": " right "}, {"authorization": "Bearer a-proxys"}):
+        keys.refuse_early(headers)
+    Keys([]).refuse_early({"key": "anything"})

@@ -16,7 +16,7 @@ TEXT = base64.b64encode(PAYLOAD).decode()
 
 
 class FakeFetcher:
-    async def fetch(self, url: str) -> bytes:
+    async def fetch(self, url: str, *, owner: str = "") -> bytes:
         if "missing" in url:
             raise FetchError("10.0.0.1 refused the connection on port 22")
         return url.encode()
