@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from service.auth import Keys
+from service.decoding import PictureDecoder
 from service.dispatch import Dispatcher
 from service.endpoints import NOT_READY, Endpoints, expiry, live
 from service.engine_process import EngineProcess
@@ -131,6 +132,8 @@ class _Life:
                 )
                 stack.push_async_callback(asyncio.to_thread, opened.close)
                 engine = opened
+            decoder = await asyncio.to_thread(PictureDecoder.open, limits=settings.picture_limits)
+            stack.push_async_callback(asyncio.to_thread, decoder.close)
             fetcher = HttpFetcher(
                 settings.address_policy,
                 max_bytes=settings.picture_limit,
@@ -145,7 +148,7 @@ class _Life:
             )
             dispatcher = Dispatcher(
                 store,
-                Painter(engine, reader, outputs, base64_mode=settings.base64_mode),
+                Painter(engine, reader, decoder, outputs, base64_mode=settings.base64_mode),
                 slots=settings.slots,
                 limits=Limits(per_key=settings.queue_limit, total=settings.queue_total),
                 on_end=deliverer.wake,
@@ -163,6 +166,7 @@ class _Life:
                 dispatcher=dispatcher,
                 outputs=outputs,
                 reader=reader,
+                decoder=decoder,
                 healthy=lambda: _unready(engine),
             )
             try:
