@@ -20,6 +20,9 @@ Chunk: TypeAlias = tuple[bytes, bytes]
 Mutation: TypeAlias = Callable[[random.Random, bytes, Sequence[bytes]], bytes]
 """A damaged copy of a picture; the other pictures are there to take pieces from."""
 
+_MOST_ROWS: Final = 2 << 20
+"""Bytes of rows too many, so that the files stay small."""
+
 _NAMES: Final = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf", b"acTL", b"fdAT", b"iCCP")
 _NUMBERS: Final = (0, 1, 2, 7, 8, 9, 255, 256, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)
 
@@ -153,7 +156,7 @@ def rows(chance: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
     if how == 0:
         plain = plain[: chance.randrange(len(plain) + 1)]
     elif how == 1:
-        plain += plain * chance.choice((1, 50, 500))
+        plain = (plain * chance.choice((2, 50, 500)))[:_MOST_ROWS]
     else:
         plain = _flipped(chance, plain)
     again = (b"IDAT", zlib.compress(plain, chance.choice((0, 1, 9))))
