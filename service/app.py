@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from service.auth import Keys
+from service.decoding import PictureDecoder
 from service.dispatch import Dispatcher
 from service.endpoints import NOT_READY, Endpoints, expiry
 from service.engine_process import EngineProcess
@@ -148,6 +149,8 @@ class _Life:
                 )
                 stack.push_async_callback(asyncio.to_thread, opened.close)
                 engine = opened
+            decoder = await asyncio.to_thread(PictureDecoder.open, limits=settings.picture_limits)
+            stack.push_async_callback(asyncio.to_thread, decoder.close)
             fetcher = HttpFetcher(
                 settings.address_policy,
                 max_bytes=settings.picture_limit,
@@ -168,6 +171,7 @@ class _Life:
                 Painter(
                     engine,
                     reader,
+                    decoder,
                     outputs,
                     base64_mode=settings.base64_mode,
                     metrics=self.metrics,
@@ -192,6 +196,7 @@ class _Life:
                 dispatcher=dispatcher,
                 outputs=outputs,
                 reader=reader,
+                decoder=decoder,
                 metrics=self.metrics,
             )
             parts = Parts(store=store, dispatcher=dispatcher, outputs=outputs, engine=engine)

@@ -15,8 +15,9 @@ from engine.errors import InputError
 from engine.image import sniff
 from service.auth import Keys
 from service.bodies import BodyReader
+from service.decoding import PictureDecoder
 from service.dispatch import FAILED, Dispatcher
-from service.errors import ApiError, unkept
+from service.errors import ApiError, refused_value, unkept
 from service.inputs import PictureReader
 from service.jobs import Job, JobStore, State
 from service.logs import bind_job
@@ -51,7 +52,8 @@ class Endpoints:
         store: Where jobs are kept.
         dispatcher: Who works on them.
         outputs: Where pictures are kept.
-        reader: Decodes what clients upload.
+        reader: Gets at what clients upload.
+        decoder: Makes sure that it is a picture.
         metrics: Told how long clients wait.
     """
 
@@ -64,6 +66,7 @@ class Endpoints:
         dispatcher: Dispatcher,
         outputs: Storage,
         reader: PictureReader,
+        decoder: PictureDecoder,
         metrics: Metrics,
     ) -> None:
         self._settings = settings
@@ -72,6 +75,7 @@ class Endpoints:
         self._dispatcher = dispatcher
         self._outputs = outputs
         self._reader = reader
+        self._decoder = decoder
         self._metrics = metrics
         self._bodies = BodyReader(settings.body_limit)
         self._parsing = asyncio.Semaphore(2)
@@ -108,7 +112,10 @@ class Endpoints:
         return JSONResponse(answer)
 
     async def upload(self, request: Request) -> Response:
-        """``POST /api/v6/base64_to_url``: keep a picture and give a link to it."""
+        """``POST /api/v6/base64_to_url``: keep a picture and give a link to it.
+
+        It must decode as a picture of a request must; what follows the picture is cut off.
+        """
         values, _ = await self._asked(request)
         value = values.get("base64_string")
         if is_absent(value) or not isinstance(value, str):
@@ -119,14 +126,15 @@ class Endpoints:
         if len(picture) > UPLOAD_LIMIT:
             raise ApiError(400, f"The base64 string is larger than {UPLOAD_LIMIT / 1e6:g} MB.")
         try:
-            header = sniff(picture, field="base64 string")
+            await self._decoder.picture(picture, field="base64_string")
         except InputError as exc:
-            raise ApiError(400, f"The base64 string {exc.message}.") from exc
+            raise refused_value(exc) from exc
+        header = await asyncio.to_thread(sniff, picture)
         name = file_name(new_prefix(), 0, "png" if header.format == "png" else "jpg")
         trouble = await self._outputs.trouble()
         if trouble is not None:
             raise unkept(trouble)
-        await self._outputs.keep({name: picture})
+        await self._outputs.keep({name: picture[: header.length]})
         link = f"{self._root(request)}/{FOLDER}/{name}"
         return JSONResponse({"status": "success", "output": [link]})
 

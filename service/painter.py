@@ -10,14 +10,17 @@ import asyncio
 import base64
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from functools import partial
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from engine import EngineError, InpaintRequest, InpaintResult, InputError, RequestCancelled
-from engine.image import decode_mask, decode_picture, encode_jpeg, encode_png
+from engine.image import encode_jpeg, encode_png
+from service.decoding import PictureDecoder
 from service.errors import ApiError, FetchError, refused_value
 from service.inputs import PictureReader
 from service.jobs import Job
@@ -28,6 +31,9 @@ from service.storage import CONTENT_TYPES, FOLDER, Storage, file_name
 from service.urls import Target
 
 logger = logging.getLogger(__name__)
+
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+T = TypeVar("T")
 
 Base64Mode: TypeAlias = Literal["inline", "link", "data_uri"]
 
@@ -66,6 +72,7 @@ class Painter:
     Args:
         engine: Makes the pictures.
         reader: Gets the pictures that came with the request.
+        decoder: Makes pixels of them.
         outputs: Keeps the pictures that were made.
         base64_mode: What ``base64: true`` answers with: the bare text (``"inline"``), a link to a
             file that holds it (``"link"``, as the hosted API does), or a data URI.
@@ -76,6 +83,7 @@ class Painter:
         self,
         engine: PictureEngine,
         reader: PictureReader,
+        decoder: PictureDecoder,
         outputs: Storage,
         *,
         base64_mode: Base64Mode = "inline",
@@ -83,6 +91,7 @@ class Painter:
     ) -> None:
         self._engine = engine
         self._reader = reader
+        self._decoder = decoder
         self._outputs = outputs
         self._base64_mode = base64_mode
         self._metrics = metrics or Metrics()
@@ -102,11 +111,11 @@ class Painter:
             ApiError: With the answer that the client gets instead.
             StorageError: When the pictures could not be kept.
         """
-        with self._metrics.stage("fetch"):
-            pictures = await self._read(body, root=root, owner=job.owner)
         try:
+            with self._metrics.stage("fetch"):
+                pictures = await self._read(body, root=root, owner=job.owner)
             with self._metrics.stage("decode"):
-                request = await asyncio.to_thread(_request, body, pictures)
+                request = _request(body, await self._decode(pictures))
             del pictures
             result = await _finished(await _submitted(self._engine, request))
         except InputError as exc:
@@ -134,20 +143,13 @@ class Painter:
 
     async def _read(self, body: Body, *, root: str, owner: str) -> dict[str, bytes]:
         """All pictures at once; of two errors, the first field's is the one that is told."""
-        fields = body.pictures
-        read = await asyncio.gather(
-            *(
-                self._reader.read(field, value, root=root, owner=owner)
-                for field, value in fields.items()
-            ),
-            return_exceptions=True,
-        )
-        pictures = {}
-        for field, picture in zip(fields, read, strict=True):
-            if isinstance(picture, BaseException):
-                raise picture
-            pictures[field] = picture
-        return pictures
+        read = partial(self._reader.read, root=root, owner=owner)
+        return await _all({field: read(field, value) for field, value in body.pictures.items()})
+
+    async def _decode(self, pictures: Mapping[str, bytes]) -> dict[str, Pixels]:
+        """All pictures at once, as ``_read`` reads them."""
+        how = {"init_image": self._decoder.picture, "mask_image": self._decoder.mask}
+        return await _all({k: how[k](data, field=k) for k, data in pictures.items()})
 
     def _encoded(self, body: Body, result: InpaintResult, prefix: str, root: str) -> _Kept:
         """The pictures as they are answered, and the files for what is linked to."""
@@ -217,14 +219,24 @@ def refuse_unserved(body: Body) -> None:
         raise ApiError(503, "The safety checker is not available on this server.")
 
 
-def _request(body: Body, pictures: Mapping[str, bytes]) -> InpaintRequest:
+async def _all(work: Mapping[str, Awaitable[T]]) -> dict[str, T]:
+    """Do the work for all fields at once; of two errors, the first field's is the one raised."""
+    outcomes = await asyncio.gather(*work.values(), return_exceptions=True)
+    done = {}
+    for field, outcome in zip(work, outcomes, strict=True):
+        if isinstance(outcome, BaseException):
+            raise outcome
+        done[field] = outcome
+    return done
+
+
+def _request(body: Body, pictures: Mapping[str, Pixels]) -> InpaintRequest:
     """What the engine is asked: without a mask everything is painted, without a picture on grey."""
-    image = np.full((body.height, body.width, 3), 128, np.uint8)
-    mask = np.full((body.height, body.width), 255, np.uint8)
-    if "init_image" in pictures:
-        image = decode_picture(pictures["init_image"], field="init_image")
-    if "mask_image" in pictures:
-        mask = decode_mask(pictures["mask_image"], field="mask_image")
+    image, mask = pictures.get("init_image"), pictures.get("mask_image")
+    if image is None:
+        image = np.full((body.height, body.width, 3), 128, np.uint8)
+    if mask is None:
+        mask = np.full((body.height, body.width), 255, np.uint8)
     return InpaintRequest(
         image=image,
         mask=mask,

@@ -16,6 +16,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from engine.header import PictureLimits
 from service.addresses import AddressPolicy
 from service.errors import SettingsError
 from service.origins import OriginPolicy
@@ -117,6 +118,13 @@ class Settings(BaseSettings):
     picture_limit_mb: int = Field(
         default=20, ge=1, le=256, description="Largest picture that is taken, in megabytes."
     )
+    picture_limit_megapixels: int = Field(
+        default=25,
+        ge=1,
+        le=64,
+        description="Largest picture that is decoded, in megapixels. Most cameras and phones make "
+        "12 or 24; each of the two decoding processes may take 1 GB and 20 MB for every megapixel.",
+    )
     body_limit_mb: int = Field(
         default=32, ge=1, le=1024, description="Largest request body that is taken, in megabytes."
     )
@@ -202,6 +210,16 @@ class Settings(BaseSettings):
     def picture_limit(self) -> int:
         """Largest picture in bytes."""
         return self.picture_limit_mb * 1_000_000
+
+    @property
+    def picture_limits(self) -> PictureLimits:
+        """Which pictures are decoded. The longest shape that can be asked for is 1024x64."""
+        return PictureLimits(
+            max_bytes=self.picture_limit,
+            max_pixels=self.picture_limit_megapixels * 1_000_000,
+            min_side=8,
+            max_aspect=16,
+        )
 
     @property
     def body_limit(self) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from bench.picture_forms import chunk, exif
 from engine import InputError
 from engine.image import (
     MAX_SIDE,
@@ -26,10 +27,6 @@ def png(pixels: npt.NDArray[np.generic], suffix: str = ".png") -> bytes:
     return bytes(cv2.imencode(suffix, pixels)[1].tobytes())
 
 
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
 def palette_png() -> bytes:
     """2x1: palette entries red and, half transparent, green."""
     header = struct.pack(">IIBBBBB", 2, 1, 8, 3, 0, 0, 0)
@@ -41,13 +38,6 @@ def palette_png() -> bytes:
         + chunk(b"IDAT", zlib.compress(b"\x00\x00\x01"))
         + chunk(b"IEND", b"")
     )
-
-
-def exif(orientation: int, order: str = "<") -> bytes:
-    """A TIFF block whose only entry is the orientation."""
-    mark = b"II*\0" if order == "<" else b"MM\0*"
-    entry = struct.pack(f"{order}HHIHH", 0x0112, 3, 1, orientation, 0)
-    return mark + struct.pack(f"{order}IH", 8, 1) + entry + bytes(4)
 
 
 def jpeg_with_exif(jpeg: bytes, orientation: int) -> bytes:
@@ -173,7 +163,7 @@ def test_what_is_no_picture_is_refused(data: bytes, message: str) -> None:
 
 def test_truncated_pictures_are_refused(picture: npt.NDArray[np.uint8]) -> None:
     for encoded in (encode_png(picture), encode_jpeg(picture)):
-        with pytest.raises(InputError, match="incomplete"):
+        with pytest.raises(InputError, match="that ends too early"):
             decode_picture(encoded[: len(encoded) // 2])
 
 

@@ -34,6 +34,7 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
         "fetch_allow": (),
         "fetch_seconds": 10.0,
         "picture_limit_mb": 20,
+        "picture_limit_megapixels": 25,
         "body_limit_mb": 32,
         "metrics": "loopback",
         "log_format": "text",
