@@ -64,12 +64,12 @@ def _side(where: Path, entries: Mapping[str, Any], key: str, parts: tuple[str, .
     """One number of pixels: as it is, or given for each of the parts."""
     value = entries.get(key, _SIDE)
     sides = [value.get(part) for part in parts] if isinstance(value, Mapping) else [value]
-    side = sides[0]
+    side: Any = sides[0]
     whole = isinstance(side, int) and not isinstance(side, bool) and 1 <= side <= _LARGEST_SIDE
     if not whole or any(other != side for other in sides):
         raise ExportError(
-            f"{where}: {key} is {value!r}; a whole number from 1 to {_LARGEST_SIDE} is needed, as it "
-            f"is or as one value of {' and '.join(parts)}"
+            f"{where}: {key} is {value!r}; a whole number from 1 to {_LARGEST_SIDE} is needed, "
+            f"as it is or as one value of {' and '.join(parts)}"
         )
     return int(side)
 

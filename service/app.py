@@ -26,8 +26,9 @@ from service.errors import ApiError
 from service.fetch import HttpFetcher
 from service.inputs import PictureReader
 from service.jobs import JobStore, Limits, default_url, new_boot_id
-from service.painter import Painter, PictureEngine
+from service.painter import Painter, PictureEngine, safety_checker_of
 from service.responses import error_response
+from service.safety import find, tell
 from service.schema import KINDS
 from service.settings import Settings
 from service.storage import FOLDER, OutputFolder
@@ -126,10 +127,15 @@ class _Life:
             stack.push_async_callback(asyncio.to_thread, store.close)
             engine = self._given
             if engine is None:
+                checker = await asyncio.to_thread(find)
                 opened = await asyncio.to_thread(
-                    EngineProcess.open, settings.bundle, device=settings.device
+                    EngineProcess.open,
+                    settings.bundle,
+                    device=settings.device,
+                    safety_checker=checker.path,
                 )
                 stack.push_async_callback(asyncio.to_thread, opened.close)
+                tell(opened.safety_checker, checker)
                 engine = opened
             fetcher = HttpFetcher(
                 settings.address_policy,
@@ -164,6 +170,7 @@ class _Life:
                 outputs=outputs,
                 reader=reader,
                 healthy=lambda: _unready(engine),
+                safety_checker=safety_checker_of(engine),
             )
             try:
                 yield

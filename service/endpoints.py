@@ -52,6 +52,7 @@ class Endpoints:
         outputs: Where pictures are kept.
         reader: Decodes what clients upload.
         healthy: Why a request would not be served now, or None.
+        safety_checker: The name of the engine's safety checker, if it has one.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Endpoints:
         outputs: OutputFolder,
         reader: PictureReader,
         healthy: Callable[[], str | None],
+        safety_checker: str | None = None,
     ) -> None:
         self._settings = settings
         self._keys = keys
@@ -72,13 +74,14 @@ class Endpoints:
         self._outputs = outputs
         self._reader = reader
         self._healthy = healthy
+        self._safety_checker = safety_checker
         self._parsing = asyncio.Semaphore(2)
 
     async def paint(self, kind: str, request: Request) -> Response:
         """``POST`` of inpaint, img2img and text2img: accept, wait a while, answer."""
         values, key = await self._asked(request)
         body = KINDS[kind].parse(values)
-        refuse_unserved(body)
+        refuse_unserved(body, self._safety_checker)
         root = self._root(request)
         job = await self._dispatcher.accept(
             body, kind=kind, key=key, root=root, prefix=new_prefix()

