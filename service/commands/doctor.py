@@ -226,9 +226,8 @@ def _configured_bundle(settings: Settings) -> Iterator[Check]:
     name = "EDGEFILL_BUNDLE"
     try:
         bundle = Bundle.open(settings.bundle)
-        own = "a" if bundle.safety is not None else "no"
-        what = f"{bundle.family}, {bundle.precision}, {own} safety checker of its own"
-        detail = f"{settings.bundle} (verified: {what})"
+        own = "" if bundle.safety is None else ", with a safety checker of its own"
+        detail = f"{settings.bundle} (verified: {bundle.family}, {bundle.precision}{own})"
         yield Check(name=name, ok=True, required=True, detail=detail)
     except (BundleError, OSError) as exc:
         hint = "set EDGEFILL_BUNDLE to a bundle made by `edgefill export`, or unset it"
