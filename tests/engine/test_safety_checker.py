@@ -17,7 +17,7 @@ from engine.engine import DEFAULT_BUNDLE
 from engine.image import decode_picture
 from engine.safety_checker import SafetyChecker, clip_flags, clip_input, open_nsfw, open_nsfw_input
 from engine.sessions import Session, open_session, select
-from tests.engine.tiny import SAFETY, make_bundle, write_open_nsfw
+from tests.engine.tiny import SAFETY, level_seen, make_bundle, write_open_nsfw
 
 Rgb = npt.NDArray[np.uint8]
 
@@ -59,7 +59,7 @@ def test_the_picture_that_is_answered_is_checked(checking: Engine, ask: Any) -> 
     assert checking.safety_checker == "open_nsfw"
     request = ask(samples=3, safety_checker=True)
     result = checking.inpaint(request)
-    assert result.nsfw == tuple(bool(image.mean() > 100) for image in result.images)
+    assert result.nsfw == tuple(level_seen(image) > 100 for image in result.images)
     bright = ask(image=np.full((96, 128, 3), 140, np.uint8), safety_checker=True)
     assert checking.inpaint(bright).nsfw == (True,)
     assert result.timings.safety_checker > 0
@@ -68,7 +68,7 @@ def test_the_picture_that_is_answered_is_checked(checking: Engine, ask: Any) -> 
     assert unasked.timings.safety_checker == 0
     np.testing.assert_array_equal(unasked.images, result.images)
     reference = checking.inpaint(ask(reference=True, safety_checker=True))
-    assert reference.nsfw == (bool(reference.images[0].mean() > 100),)
+    assert reference.nsfw == (level_seen(reference.images[0]) > 100,)
 
 
 @pytest.mark.parametrize("level", [90, 110])

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from engine.bundle import Bundle, Component, Defaults, FileRecord, Latents, Safety, TensorSpec
+from engine.safety_checker import open_nsfw_input
 
 TOKENS, WIDTH, CHANNELS, VOCABULARY = 8, 16, 4, 32
 PLANE = ("height/8", "width/8")
@@ -89,9 +90,14 @@ def make_bundle(
     return folder
 
 
+def level_seen(image: npt.NDArray[np.uint8]) -> float:
+    """The mean level, of 0 to 255, of what open_nsfw sees of a picture."""
+    return float(open_nsfw_input(image).mean() + np.mean([104, 117, 123]))
+
+
 def write_open_nsfw(path: Path, *, above: float, scale: float = 10.0) -> Path:
-    """Write a network with the tensors of open_nsfw that is nearly sure of each picture whose mean
-    level, of 0 to 255, is above a threshold, and nearly sure of the contrary of all others."""
+    """Write a network with the tensors of open_nsfw that is nearly sure of each picture whose
+    ``level_seen`` is above a threshold, and nearly sure of the contrary of all others."""
     nodes = [
         helper.make_node("ReduceMean", ["input_0"], ["level"], axes=[1, 2, 3], keepdims=0),
         helper.make_node("Sub", ["level", "above"], ["beyond"]),
