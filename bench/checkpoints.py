@@ -111,7 +111,7 @@ def write_safety_checker(
     config = CLIPConfig(vision_config={"image_size": side, **vision}, projection_dim=projection)
     model = StableDiffusionSafetyChecker(config).eval()
     with torch.no_grad():
-        pictures = torch.randn(16, 3, side, side)
+        pictures = torch.randn(8, 3, side, side)
         embeds = model.visual_projection(model.vision_model(pictures)[1])
         centre = torch.nn.functional.normalize(embeds).mean(0)
         for texts, thresholds in (

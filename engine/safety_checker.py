@@ -110,14 +110,16 @@ class SafetyChecker:
 
     def _open(self) -> Session:
         kind = self._kind
-        if kind.name == IN_BUNDLE:
-            return self._open_session(kind.folder, kind.component)
-        file = kind.folder / kind.component.model.file
-        if _record(file) != kind.component.model:
-            raise SessionError(f"{file}: was changed since the engine was opened")
+        for record in (kind.component.model, kind.component.data):
+            if record is not None and _record(kind.folder / record.file) != record:
+                file = kind.folder / record.file
+                raise SessionError(f"{file}: was changed since the engine was opened")
         try:
             return self._open_session(kind.folder, kind.component)
         except BundleError as exc:
+            if kind.name == IN_BUNDLE:
+                raise
+            file = kind.folder / kind.component.model.file
             raise SessionError(f"{file}: is no open_nsfw network: {exc}") from exc
 
 

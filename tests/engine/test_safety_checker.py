@@ -93,6 +93,15 @@ def test_the_bundles_own_checker_comes_first(tmp_path: Path, ask: Any) -> None:
             assert engine.inpaint(request).nsfw == (flagged,), colour
 
 
+def test_the_bundles_own_checker_is_verified_when_it_is_opened(tmp_path: Path, ask: Any) -> None:
+    own = make_bundle(tmp_path / "own", safety=SAFETY)
+    with Engine.open(own, threads=1) as engine:
+        with (own / "safety_checker.onnx").open("ab") as stream:
+            stream.write(b" ")
+        with pytest.raises(SessionError, match=r"safety_checker\.onnx: was changed since"):
+            engine.inpaint(ask(safety_checker=True))
+
+
 @pytest.mark.parametrize("path", [DEFAULT_BUNDLE, None])
 def test_without_a_checker_a_check_is_refused(path: Path | None, ask: Any) -> None:
     with Engine.open(path, threads=1) as engine:
