@@ -1,10 +1,11 @@
 """Checkpoints of random weights in the shape of real ones, for size, time and memory figures.
 
-    python -m bench.checkpoints sd15 OUTPUT [--half] [--seed N]
+    python -m bench.checkpoints sd15 OUTPUT [--half] [--seed N] [--safety-checker]
 
 writes a diffusers folder with every tensor of Stable Diffusion 1.5 inpainting (UNet with 9 input
 channels, AutoencoderKL, the text tower of CLIP ViT-L/14) and a byte-level CLIP tokenizer made
-here. Nothing is downloaded, and the pictures are noise: only sizes and times are real.
+here; with ``--safety-checker`` also the picture tower of CLIP ViT-L/14 as a safety checker. Nothing
+is downloaded, and the pictures are noise: only sizes and times are real.
 """
 
 from __future__ import annotations
@@ -66,17 +67,21 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write_model_index(folder: Path, *, scheduler: str, vae: str, pipeline: str) -> None:
-    """Write ``model_index.json`` of a folder without a safety checker."""
+def write_model_index(
+    folder: Path, *, scheduler: str, vae: str, pipeline: str, safety_checker: bool = False
+) -> None:
+    """Write ``model_index.json``."""
+    extractor = ["transformers", "CLIPImageProcessor"] if safety_checker else [None, None]
+    checker = ["stable_diffusion", "StableDiffusionSafetyChecker"] if safety_checker else [None] * 2
     write_json(
         folder / "model_index.json",
         {
             "_class_name": pipeline,
             "_diffusers_version": "0.37.1",
-            "feature_extractor": [None, None],
+            "feature_extractor": extractor,
             "image_encoder": [None, None],
-            "requires_safety_checker": False,
-            "safety_checker": [None, None],
+            "requires_safety_checker": safety_checker,
+            "safety_checker": checker,
             "scheduler": ["diffusers", scheduler],
             "text_encoder": ["transformers", "CLIPTextModel"],
             "tokenizer": ["transformers", "CLIPTokenizer"],
@@ -86,13 +91,53 @@ def write_model_index(folder: Path, *, scheduler: str, vae: str, pipeline: str) 
     )
 
 
-def write_sd15(folder: Path, *, half: bool = False, seed: int = 0) -> Path:
+def write_safety_checker(
+    folder: Path, *, half: bool, side: int = 224, projection: int = 768, **vision: int
+) -> None:
+    """Write ``safety_checker/`` and ``feature_extractor/``: random weights, and thresholds two
+    standard deviations above the mean cosine of noise, so that some of it is flagged.
+
+    Args:
+        folder: The diffusers folder.
+        half: Store fp16 weights.
+        side: Of the pictures that it sees, in pixels.
+        projection: Width of the embeddings.
+        vision: Entries of ``CLIPVisionConfig``.
+    """
+    import torch
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    config = CLIPConfig(vision_config={"image_size": side, **vision}, projection_dim=projection)
+    model = StableDiffusionSafetyChecker(config).eval()
+    with torch.no_grad():
+        pictures = torch.randn(8, 3, side, side)
+        embeds = model.visual_projection(model.vision_model(pictures)[1])
+        centre = torch.nn.functional.normalize(embeds).mean(0)
+        for texts, thresholds in (
+            (model.special_care_embeds, model.special_care_embeds_weights),
+            (model.concept_embeds, model.concept_embeds_weights),
+        ):
+            texts.copy_(torch.randn(texts.shape) + centre)
+            cosines = torch.nn.functional.cosine_similarity(embeds[:, None], texts[None], dim=2)
+            thresholds.copy_(cosines.mean(0) + 2 * cosines.std(0))
+    model.to(torch.float16 if half else torch.float32).save_pretrained(folder / "safety_checker")
+    extractor = CLIPImageProcessor(
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+    )
+    extractor.save_pretrained(folder / "feature_extractor")
+
+
+def write_sd15(
+    folder: Path, *, half: bool = False, seed: int = 0, safety_checker: bool = False
+) -> Path:
     """Write the Stable Diffusion 1.5 inpainting shape with random weights (4.3 GB in fp32).
 
     Args:
         folder: Where the diffusers folder goes.
         half: Store fp16 weights, half the size.
         seed: Of the weights.
+        safety_checker: Write the CLIP ViT-L/14 safety checker too (1.2 GB in fp32).
     """
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -145,7 +190,12 @@ def write_sd15(folder: Path, *, half: bool = False, seed: int = 0) -> Path:
         scheduler="PNDMScheduler",
         vae="AutoencoderKL",
         pipeline="StableDiffusionInpaintPipeline",
+        safety_checker=safety_checker,
     )
+    if safety_checker:
+        large = {"hidden_size": 1024, "intermediate_size": 4096, "patch_size": 14}
+        layers = {"num_hidden_layers": 24, "num_attention_heads": 16}
+        write_safety_checker(folder, half=half, **large, **layers)
     return folder
 
 
@@ -164,11 +214,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("output", type=Path)
     parser.add_argument("--half", action="store_true", help="store fp16 weights")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--safety-checker", action="store_true", help="with a safety checker")
     chosen = parser.parse_args(arguments)
     if chosen.output.exists():
         print(f"{chosen.output}: exists already", file=sys.stderr)
         return 1
-    print(write_sd15(chosen.output, half=chosen.half, seed=chosen.seed))
+    checker = chosen.safety_checker
+    print(write_sd15(chosen.output, half=chosen.half, seed=chosen.seed, safety_checker=checker))
     return 0
 
 

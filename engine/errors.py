@@ -5,7 +5,7 @@
     ├── InputError                  a request value is not allowed (names the field)
     ├── RequestCancelled            the ticket was cancelled before the picture was done
     └── SessionError                a network could not be opened or run
-        ├── RuntimeUnavailable      no runtime, or not the one that was asked for, is installed
+        ├── RuntimeUnavailable      a runtime, device or checker that was asked for is not there
         ├── TensorMismatch          a tensor has another name, dtype or shape than declared
         └── DeviceLost              the device stopped answering; a new session is needed
 
@@ -46,7 +46,8 @@ class SessionError(EngineError):
 
 
 class RuntimeUnavailable(SessionError):
-    """The runtime or device that was asked for is not there; the message names what to install."""
+    """The runtime, device or safety checker that was asked for is not there; the message names
+    what to install."""
 
 
 class TensorMismatch(SessionError):

@@ -27,6 +27,7 @@ from engine.models import Models, UnetRow, to_nchw, to_rgb
 from engine.noise import Generator
 from engine.prompt import PromptEncoder
 from engine.request import MAX_SIDE, MIN_SIDE, InpaintRequest, InpaintResult, Timings
+from engine.safety_checker import SafetyChecker, require
 from engine.schedulers import Schedule, SolverState
 
 Floats = npt.NDArray[np.float32]
@@ -64,6 +65,7 @@ class Clock:
             unet=get("unet", 0.0),
             vae_decoder=get("vae_decoder", 0.0),
             paste=get("paste", 0.0),
+            safety_checker=get("safety_checker", 0.0),
             total=now - self.submitted,
         )
 
@@ -103,6 +105,7 @@ class Draft:
     schedule: Schedule | None
     geometry: Geometry
     reference: bool
+    safety_checker: bool
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -220,6 +223,7 @@ def draft(request: InpaintRequest, bundle: Bundle) -> Draft:
         schedule=None if idle else schedule,
         geometry=plan(mask, region=request.region, defaults=defaults, reference=request.reference),
         reference=request.reference,
+        safety_checker=request.safety_checker,
     )
 
 
@@ -280,11 +284,12 @@ def prepare(
     )
 
 
-def finish(job: Job, models: Models) -> InpaintResult:
-    """Decode the final latents and paste them into the picture.
+def finish(job: Job, models: Models, checker: SafetyChecker | None) -> InpaintResult:
+    """Decode the final latents, paste them into the picture, and check it where that was asked.
 
     Raises:
-        SessionError: If the networks left values that are no numbers.
+        SessionError: If the networks left values that are no numbers, or a check was asked for and
+            cannot be made.
     """
     draft = job.draft
     pictures = []
@@ -299,12 +304,14 @@ def finish(job: Job, models: Models) -> InpaintResult:
                 pictures.append(generated)
             else:
                 pictures.append(paste(draft.image, generated, draft.mask, draft.geometry.box))
-    return _result(draft, np.stack(pictures), job.clock, len(job.schedule), job.state.latents)
+    made = np.stack(pictures)
+    return _result(draft, made, job.clock, len(job.schedule), job.state.latents, checker)
 
 
-def unchanged(draft: Draft, clock: Clock) -> InpaintResult:
-    """The result of a draft that asks for nothing to be done."""
-    return _result(draft, np.repeat(draft.image[None], draft.samples, axis=0), clock, 0, None)
+def unchanged(draft: Draft, clock: Clock, checker: SafetyChecker | None) -> InpaintResult:
+    """The result of a draft that asks for nothing to be done but, perhaps, the check."""
+    images = np.repeat(draft.image[None], draft.samples, axis=0)
+    return _result(draft, images, clock, 0, None, checker)
 
 
 def _result(
@@ -313,8 +320,12 @@ def _result(
     clock: Clock,
     steps_run: int,
     latents: Floats | None,
+    checker: SafetyChecker | None,
 ) -> InpaintResult:
-    geometry = draft.geometry
+    geometry, nsfw = draft.geometry, None
+    if draft.safety_checker:
+        with clock.stage("safety_checker"):
+            nsfw = require(checker)(images)
     return InpaintResult(
         images=images,
         seed=draft.seed,
@@ -326,6 +337,7 @@ def _result(
         working_size=(geometry.padded_width, geometry.padded_height),
         timings=clock.timings(),
         latents=latents,
+        nsfw=nsfw,
     )
 
 

@@ -24,6 +24,7 @@ from engine.job import Clock, Draft, Job, finish, prepare, unchanged
 from engine.models import Models
 from engine.prompt import PromptEncoder
 from engine.request import InpaintResult
+from engine.safety_checker import SafetyChecker
 from engine.ticket import Ticket
 
 logger = logging.getLogger(__name__)
@@ -70,12 +71,19 @@ class Loop:
     """
 
     def __init__(
-        self, *, bundle: Bundle, models: Models, prompts: PromptEncoder, max_batch_pixels: int
+        self,
+        *,
+        bundle: Bundle,
+        models: Models,
+        prompts: PromptEncoder,
+        max_batch_pixels: int,
+        checker: SafetyChecker | None = None,
     ) -> None:
         self._bundle = bundle
         self._models = models
         self._prompts = prompts
         self._max_batch_pixels = max_batch_pixels
+        self._checker = checker
         self._submitted: deque[_Submitted] = deque()
         self._running: list[_Running] = []
         self._wake = threading.Condition()
@@ -147,6 +155,8 @@ class Loop:
         self._running.clear()
         self._submitted.clear()
         self._models.close()
+        if self._checker is not None:
+            self._checker.close()
 
     def _advance(self) -> None:
         """One UNet call, for those whom the least was done for so far."""
@@ -181,10 +191,10 @@ class Loop:
             next_up = self._submitted.popleft()
         ticket, clock, schedule = next_up.ticket, next_up.clock, next_up.draft.schedule
         clock.started = time.perf_counter()
-        if schedule is None:
-            ticket.settle(unchanged(next_up.draft, clock))
-            return
         try:
+            if schedule is None:
+                ticket.settle(unchanged(next_up.draft, clock, self._checker))
+                return
             job = prepare(
                 next_up.draft,
                 schedule,
@@ -258,7 +268,7 @@ class Loop:
 
     def _finish(self, running: _Running) -> None:
         try:
-            outcome: InpaintResult | EngineError = finish(running.job, self._models)
+            outcome: InpaintResult | EngineError = finish(running.job, self._models, self._checker)
         except Exception as exc:
             outcome = _as_engine_error(exc)
         running.ticket.settle(outcome)

@@ -98,6 +98,24 @@ class Defaults:
     scheduler: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Safety:
+    """How the bundle's own safety checker sees a picture and when it flags it.
+
+    A picture is resized so that its shorter side has ``shortest_edge`` pixels, its centre of
+    ``crop`` by ``crop`` pixels is cut out, and ``mean`` and ``std`` bring its channels, as shares
+    of 255, to the network's range. The network answers with one cosine for each threshold, first
+    those of ``special_care``, then those of ``concepts``.
+    """
+
+    shortest_edge: int
+    crop: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    special_care: tuple[float, ...]
+    concepts: tuple[float, ...]
+
+
 class Entry:
     """A JSON object under inspection: every read checks presence and type, and names the path."""
 
@@ -142,6 +160,14 @@ class Entry:
     def entries(self, key: str) -> list[Entry]:
         items = self.get(key, list)
         return [Entry(item, f"{self.where}: {key}[{i}]") for i, item in enumerate(items)]
+
+    def numbers(self, key: str, *, length: int | None = None) -> tuple[float, ...]:
+        values = self.get(key, list)
+        fits = length is None or len(values) == length
+        if not (fits and all(_is_finite(value) for value in values)):
+            wanted = "numbers" if length is None else f"{length} numbers"
+            raise BundleError(f"{self.where}: {key} is {values!r}; expected {wanted}")
+        return tuple(float(value) for value in values)
 
     def done(self) -> None:
         if self.unread:
@@ -231,6 +257,25 @@ def read_defaults(entry: Entry) -> Defaults:
             f"{entry.where}: max_size is {defaults.max_size}; at least size, {defaults.size}"
         )
     return defaults
+
+
+def read_safety(entry: Entry) -> Safety:
+    edge = entry.integer("shortest_edge", low=1, high=4096)
+    mean, std = entry.numbers("mean", length=3), entry.numbers("std", length=3)
+    safety = Safety(
+        shortest_edge=edge,
+        crop=entry.integer("crop", low=1, high=edge),
+        mean=(mean[0], mean[1], mean[2]),
+        std=(std[0], std[1], std[2]),
+        special_care=entry.numbers("special_care"),
+        concepts=entry.numbers("concepts"),
+    )
+    entry.done()
+    if min(std) <= 0:
+        raise BundleError(f"{entry.where}: std is {list(std)}; expected numbers above 0")
+    if not safety.concepts:
+        raise BundleError(f"{entry.where}: concepts is []; at least one threshold is needed")
+    return safety
 
 
 def _is_finite(value: object) -> bool:

@@ -52,6 +52,9 @@ class InpaintRequest:
             with ``torch.Generator("cpu").manual_seed(seed)``, without care for what lies outside
             the mask; the picture's sides must be multiples of 8. Several samples are so many
             single pictures.
+        safety_checker: Say of each finished picture whether it is not safe for work. Nothing is
+            done to a flagged picture. In reference mode too, where the checker sees the picture
+            that it sees in diffusers' pipeline.
     """
 
     image: npt.NDArray[np.uint8]
@@ -68,6 +71,7 @@ class InpaintRequest:
     scheduler: str | None = None
     region: Region = "auto"
     reference: bool = False
+    safety_checker: bool = False
 
     def __post_init__(self) -> None:
         _check_array("image", self.image, "(H, W, 3)")
@@ -102,6 +106,8 @@ class InpaintRequest:
         if self.region not in get_args(Region):
             allowed = ", ".join(get_args(Region))
             raise InputError("region", f"is {self.region!r}; allowed: {allowed}")
+        if not isinstance(self.safety_checker, bool):
+            raise InputError("safety_checker", f"is {self.safety_checker!r}; must be a bool")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +121,7 @@ class Timings:
     unet: float
     vae_decoder: float
     paste: float
+    safety_checker: float = 0.0
     total: float
 
 
@@ -135,6 +142,7 @@ class InpaintResult:
         timings: Seconds per stage.
         latents: (samples, channels, h, w) float32, the final latents before the VAE decoder; None
             where there was nothing to fill.
+        nsfw: Whether each picture is not safe for work; None where that was not asked.
     """
 
     images: npt.NDArray[np.uint8]
@@ -147,6 +155,7 @@ class InpaintResult:
     working_size: tuple[int, int]
     timings: Timings
     latents: npt.NDArray[np.float32] | None
+    nsfw: tuple[bool, ...] | None = None
 
 
 def _make_plain(request: InpaintRequest, field: str, kind: type[int] | type[float]) -> None:

@@ -22,6 +22,7 @@ from export.entries import (
     require_whole,
 )
 from export.errors import ExportError
+from export.preprocessor import Preprocessor, read_preprocessor
 
 PIPELINES: Final = (
     "StableDiffusionInpaintPipeline",
@@ -32,8 +33,11 @@ WEIGHT_STEMS: Final = {
     "text_encoder": "model",
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
+    "safety_checker": "model",
 }
 """Folder of each network, and how its weight files are called before ``.safetensors``."""
+
+SAFETY_CHECKER: Final = "StableDiffusionSafetyChecker"
 
 _PICKLES: Final = (".bin", ".ckpt", ".pt", ".pth")
 _UNET_NEEDS_NONE: Final = (
@@ -58,6 +62,8 @@ class Checkpoint:
         unet: Configuration of the UNet.
         vae: Configuration of the autoencoder.
         scheduler: ``scheduler_config.json``, with its ``_class_name``.
+        preprocessor: How the safety checker sees pictures; None where there is no safety checker,
+            or it is not wanted.
     """
 
     folder: Path
@@ -69,10 +75,24 @@ class Checkpoint:
     unet: Mapping[str, Any]
     vae: Mapping[str, Any]
     scheduler: Mapping[str, Any]
+    preprocessor: Preprocessor | None = None
 
     @classmethod
-    def open(cls, folder: Path, *, source: str = "", revision: str | None = None) -> Checkpoint:
+    def open(
+        cls,
+        folder: Path,
+        *,
+        source: str = "",
+        revision: str | None = None,
+        safety_checker: bool = True,
+    ) -> Checkpoint:
         """Read and check a diffusers folder; no weights are loaded.
+
+        Args:
+            folder: The folder on this machine.
+            source: What the caller named; the folder's own name where empty.
+            revision: The commit on the hub, None for a folder.
+            safety_checker: Look at the safety checker too, where there is one.
 
         Raises:
             ExportError: With what was found and what is supported.
@@ -88,16 +108,22 @@ class Checkpoint:
         _check_class(folder, index, "vae", "AutoencoderKL", "AutoencoderTiny")
         scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
         scheduler.setdefault("_class_name", class_of(index, "scheduler"))
+        preprocessor = _preprocessor(folder, index) if safety_checker else None
         checkpoint = cls(
             folder=folder,
             source=source or folder.resolve().name,
             revision=revision,
             pipeline=pipeline,
-            variant={name: _variant(folder, name) for name in WEIGHT_STEMS},
+            variant={
+                name: _variant(folder, name)
+                for name in WEIGHT_STEMS
+                if name != "safety_checker" or preprocessor is not None
+            },
             text_encoder=read_json(folder / "text_encoder" / "config.json"),
             unet=read_json(folder / "unet" / "config.json"),
             vae=read_json(folder / "vae" / "config.json"),
             scheduler=scheduler,
+            preprocessor=preprocessor,
         )
         checkpoint._check_entries()
         checkpoint._check_unet()
@@ -118,7 +144,7 @@ class Checkpoint:
 
     def weights(self, *names: str) -> list[Path]:
         """The weight files that are read, of all networks or of those named, in a stable order."""
-        return [file for name in names or WEIGHT_STEMS for file in _weights(self.folder, name)]
+        return [file for name in names or self.variant for file in _weights(self.folder, name)]
 
     def digest(self) -> str:
         """SHA-256 over the names and SHA-256 sums of the weight files that are read."""
@@ -196,6 +222,23 @@ class Checkpoint:
             raise ExportError(
                 f"{where}: hidden_size is {width}, but the UNet's cross_attention_dim is {wanted}"
             )
+
+
+def _preprocessor(folder: Path, index: Mapping[str, Any]) -> Preprocessor | None:
+    """How the safety checker sees pictures, where the index names one."""
+    if class_of(index, "safety_checker") is None:
+        return None
+    where = folder / "feature_extractor" / "preprocessor_config.json"
+    try:
+        _check_class(folder, index, "safety_checker", SAFETY_CHECKER)
+        _weights(folder, "safety_checker")
+        read_json(folder / "safety_checker" / "config.json")
+        return read_preprocessor(where, read_json(where))
+    except ExportError as exc:
+        raise ExportError(
+            f"{exc}; the checkpoint names a safety checker, safety_checker=False "
+            "(--no-safety-checker) leaves it out"
+        ) from exc
 
 
 def _check_class(folder: Path, index: Mapping[str, Any], name: str, *allowed: str) -> None:

@@ -34,7 +34,6 @@ Progress = Callable[[str, int, int], None]
 TARGETS: Final = ("cpu",)
 PRECISIONS: Final = ("fp32",)
 
-_STAGES: Final = 4 + 2 * len(COMPONENTS)
 _LIBRARIES: Final = ("torch", "diffusers", "transformers", "optimum-onnx", "onnx", "onnxruntime")
 
 
@@ -55,6 +54,7 @@ def export_checkpoint(
     scheduler: str | None = None,
     licence: Mapping[str, Any] | None = None,
     documents: Sequence[str | os.PathLike[str]] = (),
+    safety_checker: bool = True,
 ) -> Bundle:
     """Export a diffusers checkpoint as a model bundle.
 
@@ -76,6 +76,7 @@ def export_checkpoint(
         scheduler: Default scheduler; the checkpoint's where None.
         licence: The licence entry, with ``id``; the checkpoint's where None.
         documents: Texts to put into the bundle; the checkpoint's licence texts where empty.
+        safety_checker: Export the checkpoint's safety checker too, where it has one.
 
     Returns:
         The bundle, opened and verified.
@@ -90,7 +91,7 @@ def export_checkpoint(
     require_free(output, overwrite=overwrite)
     stages = _Stages(progress)
     stages.next("checkpoint")
-    checkpoint = find_checkpoint(source, revision=revision)
+    checkpoint = find_checkpoint(source, revision=revision, safety_checker=safety_checker)
     config = chosen.scheduler_config(checkpoint)
     with staged(output, overwrite=overwrite) as folder:
         networks, tokenizer = _libraries()
@@ -107,7 +108,9 @@ def export_checkpoint(
         stages.next("tokenizer")
         tokens = tokenizer.write_tokenizer(checkpoint, folder / "tokenizer.json")
         components = {}
-        for name, build in networks.builders(checkpoint, tokens=tokens).items():
+        builders = networks.builders(checkpoint, tokens=tokens)
+        stages.expect(networks=len(builders))
+        for name, build in builders.items():
             components[name] = _export_network(name, build, folder, stages)
             gc.collect()
         stages.next("preview")
@@ -127,6 +130,7 @@ def export_checkpoint(
             provenance=_provenance(checkpoint),
             licence=licences.read_licence(checkpoint.folder, licence),
             documents=licences.copy_documents(texts, folder),
+            safety=networks.safety(checkpoint),
         )
         _write(bundle, output)
     bundle = Bundle.open(output)
@@ -143,7 +147,9 @@ def _write(bundle: Bundle, output: Path) -> None:
         raise ExportError(f"{output}: would be no bundle that the engine opens: {said}") from exc
 
 
-def find_checkpoint(source: str | os.PathLike[str], *, revision: str | None = None) -> Checkpoint:
+def find_checkpoint(
+    source: str | os.PathLike[str], *, revision: str | None = None, safety_checker: bool = True
+) -> Checkpoint:
     """Open a folder, or fetch a name from the hub and open that.
 
     Raises:
@@ -154,13 +160,13 @@ def find_checkpoint(source: str | os.PathLike[str], *, revision: str | None = No
     if os.path.isdir(path):  # unlike Path's, these say no to a name that is too long for a path
         if revision is not None:
             raise ExportError(f"{name}: is a folder here; a revision belongs to a name on the hub")
-        return Checkpoint.open(path)
+        return Checkpoint.open(path, safety_checker=safety_checker)
     if os.path.exists(path):
         raise ExportError(f"{name}: is a single file; a diffusers folder is needed")
     if isinstance(source, Path) or not is_hub_name(name):
         raise ExportError(f"{name}: does not exist, and is no name on the hub (owner/model)")
-    folder, commit = fetch(name, revision=revision)
-    return Checkpoint.open(folder, source=name, revision=commit)
+    folder, commit = fetch(name, revision=revision, safety_checker=safety_checker)
+    return Checkpoint.open(folder, source=name, revision=commit, safety_checker=safety_checker)
 
 
 def _libraries() -> tuple[ModuleType, ModuleType]:
@@ -180,15 +186,19 @@ class _Stages:
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress, self._index = progress, 0
+        self.expect(networks=len(COMPONENTS))
+
+    def expect(self, *, networks: int) -> None:
+        self._total = 4 + 2 * networks
 
     def next(self, name: str) -> None:
         if self._progress is not None:
-            self._progress(name, self._index, _STAGES)
+            self._progress(name, self._index, self._total)
         self._index += 1
 
     def done(self) -> None:
         if self._progress is not None:
-            self._progress("done", _STAGES, _STAGES)
+            self._progress("done", self._total, self._total)
 
 
 def _export_network(

@@ -19,6 +19,7 @@ _NAME: Final = re.compile(rf"(?!.*(?:--|\.\.)){_PART}(?:/{_PART})?(?<!\.git)", r
 _LONGEST_NAME: Final = 96
 _SMALL: Final = ("model_index.json", "README.md", "LICENSE", "LICENSE.md", "LICENSE.txt")
 _FOLDERS: Final = ("text_encoder", "tokenizer", "scheduler", "unet", "vae")
+_SAFETY_FOLDERS: Final = ("safety_checker", "feature_extractor")
 _SMALL_SUFFIXES: Final = (".json", ".txt")
 
 
@@ -30,16 +31,16 @@ def is_hub_name(source: str) -> bool:
     return len(source) <= _LONGEST_NAME and _NAME.fullmatch(source) is not None
 
 
-def wanted(files: Iterable[str]) -> list[str]:
+def wanted(files: Iterable[str], *, safety_checker: bool = True) -> list[str]:
     """Choose from a repository's files what an export reads.
 
     Taken are the configuration, the tokenizer and, per network, the plain ``.safetensors`` or,
-    where there are none, their fp16 variant. Pickles, single-file checkpoints, safety checkers
-    and second copies of the weights are left where they are.
+    where there are none, their fp16 variant. Pickles, single-file checkpoints, second copies of
+    the weights and, unless it is asked for, the safety checker are left where they are.
     """
     have = sorted(files)
     chosen = [name for name in have if name in _SMALL]
-    for folder in _FOLDERS:
+    for folder in (*_FOLDERS, *(_SAFETY_FOLDERS if safety_checker else ())):
         inside = [name for name in have if name.startswith(f"{folder}/") and name.count("/") == 1]
         chosen += [
             name
@@ -67,12 +68,15 @@ def _one_copy(files: list[str], stem: str) -> list[str]:
     return []
 
 
-def fetch(name: str, *, revision: str | None = None) -> tuple[Path, str]:
+def fetch(
+    name: str, *, revision: str | None = None, safety_checker: bool = True
+) -> tuple[Path, str]:
     """Fetch a checkpoint's files from the hub.
 
     Args:
         name: Repository, such as ``"owner/model"``.
         revision: Branch, tag or commit; the default branch where None.
+        safety_checker: Fetch the safety checker too, where there is one.
 
     Returns:
         The folder in the hub's cache, and the commit.
@@ -97,7 +101,8 @@ def fetch(name: str, *, revision: str | None = None) -> tuple[Path, str]:
             folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
             return folder, folder.name
         info = HfApi().model_info(name, revision=revision)
-        files = wanted(item.rfilename for item in info.siblings or [])
+        names = (item.rfilename for item in info.siblings or [])
+        files = wanted(names, safety_checker=safety_checker)
         folder = Path(snapshot_download(name, revision=info.sha, allow_patterns=files))
     except HFValidationError as exc:
         raise ExportError(f"{name}: is no name that the hub could have: {in_a_line(exc)}") from exc

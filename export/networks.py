@@ -1,4 +1,4 @@
-"""The four networks of a checkpoint, each ready to be traced and checked, loaded one at a time."""
+"""The networks of a checkpoint, each ready to be traced and checked, loaded one at a time."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from engine.bundle import Safety
 from export.checkpoint import Checkpoint
 from export.errors import ExportError, in_a_line
 from export.onnx_configs import (
     ComponentOnnxConfig,
+    SafetyCheckerOnnxConfig,
     TextEncoderOnnxConfig,
     UnetOnnxConfig,
     VaeDecoderOnnxConfig,
     VaeEncoderOnnxConfig,
 )
 from export.quiet import quiet
-from export.wrappers import TextEncoder, Unet, VaeDecoder, VaeEncoder
+from export.wrappers import SafetyChecker, TextEncoder, Unet, VaeDecoder, VaeEncoder
 
 Inputs = dict[str, NDArray[Any]]
 
@@ -31,6 +33,7 @@ _PLANES: Final = ((1, 8, 8), (3, 9, 13), (2, 24, 16))
 """(batch, h, w) of the latents that the gate compares at; 9x13 divides by nothing."""
 
 _TRAINING_STEPS: Final = 1000
+_THRESHOLDS: Final = {"special_care_embeds_weights", "concept_embeds_weights"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +63,11 @@ def builders(checkpoint: Checkpoint, *, tokens: int) -> dict[str, Callable[[], N
     """
     for file in checkpoint.weights():
         _require_whole(file)
-    return {
+    checker: dict[str, Callable[[], Network]] = {}
+    if checkpoint.preprocessor is not None:
+        side = checkpoint.preprocessor.crop
+        checker["safety_checker"] = lambda: safety_checker(checkpoint, side=side)
+    return checker | {
         "text_encoder": lambda: text_encoder(checkpoint, tokens=tokens),
         "unet": lambda: unet(checkpoint),
         "vae_encoder": lambda: vae_encoder(checkpoint),
@@ -165,6 +172,59 @@ def vae_decoder(checkpoint: Checkpoint) -> Network:
             {"latents": _normal(random, batch, channels, height, width) / factor}
             for batch, height, width in _PLANES
         ),
+    )
+
+
+def safety_checker(checkpoint: Checkpoint, *, side: int) -> Network:
+    """The CLIP safety checker, for pictures of ``side`` by ``side`` pixels."""
+    from diffusers.pipelines.stable_diffusion.safety_checker import (
+        StableDiffusionSafetyChecker,
+        cosine_distance,
+    )
+
+    # The plain rendering of attention: the others decide by shapes at run time.
+    plain = {"attn_implementation": "eager"}
+    model = _load(checkpoint, "safety_checker", StableDiffusionSafetyChecker, **plain)
+    seen = model.config.vision_config.image_size
+    if seen != side:
+        raise ExportError(
+            f"{checkpoint.folder / 'safety_checker'}: sees pictures of {seen} pixels, but the "
+            f"feature extractor's crop_size is {side}"
+        )
+    random = np.random.default_rng(4)
+
+    def reference(image: Tensor) -> Tensor:
+        embeds = model.visual_projection(model.vision_model(image)[1])
+        known = (model.special_care_embeds, model.concept_embeds)
+        return torch.cat([cosine_distance(embeds, texts) for texts in known], dim=1)
+
+    thresholds = len(model.special_care_embeds) + len(model.concept_embeds)
+    return Network(
+        name="safety_checker",
+        module=SafetyChecker(model),
+        config=SafetyCheckerOnnxConfig(model.config, side=side, thresholds=thresholds),
+        reference=reference,
+        cases=tuple({"image": _normal(random, batch, 3, side, side)} for batch in (1, 3)),
+    )
+
+
+def safety(checkpoint: Checkpoint) -> Safety | None:
+    """What the bundle says of the safety checker, its thresholds read from the weight files."""
+    seen = checkpoint.preprocessor
+    if seen is None:
+        return None
+    thresholds: dict[str, tuple[float, ...]] = {}
+    for file in checkpoint.weights("safety_checker"):
+        with safe_open(file, framework="pt") as weights:
+            for name in _THRESHOLDS & set(weights.keys()):
+                thresholds[name] = tuple(weights.get_tensor(name).float().tolist())
+    return Safety(
+        shortest_edge=seen.shortest_edge,
+        crop=seen.crop,
+        mean=seen.mean,
+        std=seen.std,
+        special_care=thresholds["special_care_embeds_weights"],
+        concepts=thresholds["concept_embeds_weights"],
     )
 
 

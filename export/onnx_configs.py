@@ -132,6 +132,17 @@ class VaeDecoderOnnxConfig(ComponentOnnxConfig):
         )
 
 
+class SafetyCheckerOnnxConfig(ComponentOnnxConfig):
+    """``image`` of one size, normalised -> ``cosines``, one for each threshold."""
+
+    def __init__(self, config: Any, *, side: int, thresholds: int) -> None:
+        super().__init__(
+            config,
+            takes=(_float("image", "batch", 3, side, side),),
+            gives=(_float("cosines", "batch", thresholds),),
+        )
+
+
 def convert(module: nn.Module, config: ComponentOnnxConfig, path: Path) -> None:
     """Trace a module into an ONNX file; weights above 2 GB come to lie beside it."""
     with quiet("torch.onnx", "optimum.exporters"), warnings.catch_warnings(), torch.no_grad():

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class TextEncoder(nn.Module):
@@ -80,6 +81,26 @@ class VaeDecoder(nn.Module):
         if self.post_quant_conv is not None:
             latents = self.post_quant_conv(latents)
         return self.decoder(latents)
+
+
+class SafetyChecker(nn.Module):
+    """``image`` (B, 3, side, side), normalised -> ``cosines`` (B, S + C) with the S pictures of
+    special care and the C concepts, as diffusers' StableDiffusionSafetyChecker takes them.
+
+    The thresholds are the engine's.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.config = model.config
+        self.vision_model = model.vision_model
+        self.visual_projection = model.visual_projection
+        known = torch.cat([model.special_care_embeds, model.concept_embeds])
+        self.register_buffer("known", functional.normalize(known).t(), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        embeds = self.visual_projection(self.vision_model(image)[1])
+        return functional.normalize(embeds) @ self.known
 
 
 class PlainAttention:

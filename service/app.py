@@ -29,9 +29,10 @@ from service.inputs import PictureReader
 from service.jobs import JobStore, Limits, default_url, new_boot_id
 from service.metrics import Metrics
 from service.origins import OriginGuard
-from service.painter import Painter, PictureEngine
+from service.painter import Painter, PictureEngine, safety_checker_of
 from service.playground import routes as playground
 from service.responses import error_response
+from service.safety import find, tell
 from service.schema import KINDS
 from service.settings import Settings
 from service.storage import FOLDER, Storage, open_storage
@@ -144,10 +145,15 @@ class _Life:
             stack.push_async_callback(asyncio.to_thread, store.close)
             engine = self._given
             if engine is None:
+                checker = await asyncio.to_thread(find)
                 opened = await asyncio.to_thread(
-                    EngineProcess.open, settings.bundle, device=settings.device
+                    EngineProcess.open,
+                    settings.bundle,
+                    device=settings.device,
+                    safety_checker=checker.path,
                 )
                 stack.push_async_callback(asyncio.to_thread, opened.close)
+                tell(opened.safety_checker, checker)
                 engine = opened
             decoder = await asyncio.to_thread(PictureDecoder.open, limits=settings.picture_limits)
             stack.push_async_callback(asyncio.to_thread, decoder.close)
@@ -198,6 +204,7 @@ class _Life:
                 reader=reader,
                 decoder=decoder,
                 metrics=self.metrics,
+                safety_checker=safety_checker_of(engine),
             )
             parts = Parts(store=store, dispatcher=dispatcher, outputs=outputs, engine=engine)
             self.watch.open(parts, queue_limit=settings.queue_total)

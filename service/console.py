@@ -51,6 +51,14 @@ def show_error(error: CommandError) -> None:
             print(f"hint: {error.hint}", file=sys.stderr)
 
 
+def warn(message: str) -> None:
+    """Print a warning to stderr, where that can be written."""
+    if sys.stderr is None:
+        return
+    with contextlib.suppress(OSError):
+        print(f"warning: {message}", file=sys.stderr)
+
+
 @contextlib.contextmanager
 def checked_stdout() -> Iterator[None]:
     """Let all that is printed meanwhile arrive, or say why it did not.

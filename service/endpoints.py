@@ -55,6 +55,7 @@ class Endpoints:
         reader: Gets at what clients upload.
         decoder: Makes sure that it is a picture.
         metrics: Told how long clients wait.
+        safety_checker: The name of the engine's safety checker, if it has one.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Endpoints:
         reader: PictureReader,
         decoder: PictureDecoder,
         metrics: Metrics,
+        safety_checker: str | None = None,
     ) -> None:
         self._settings = settings
         self._keys = keys
@@ -78,13 +80,14 @@ class Endpoints:
         self._decoder = decoder
         self._metrics = metrics
         self._bodies = BodyReader(settings.body_limit)
+        self._safety_checker = safety_checker
         self._parsing = asyncio.Semaphore(2)
 
     async def paint(self, kind: str, request: Request) -> Response:
         """``POST`` of inpaint, img2img and text2img: accept, wait a while, answer."""
         values, key = await self._asked(request)
         body = KINDS[kind].parse(values)
-        refuse_unserved(body)
+        refuse_unserved(body, self._safety_checker)
         root = self._root(request)
         job = await self._dispatcher.accept(
             body, kind=kind, key=key, root=root, prefix=new_prefix()

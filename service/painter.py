@@ -26,6 +26,7 @@ from service.inputs import PictureReader
 from service.jobs import Job
 from service.metrics import Metrics
 from service.responses import success
+from service.safety import blacken, install
 from service.schema import Body
 from service.storage import CONTENT_TYPES, FOLDER, Storage, file_name
 from service.urls import Target
@@ -111,6 +112,7 @@ class Painter:
             ApiError: With the answer that the client gets instead.
             StorageError: When the pictures could not be kept.
         """
+        refuse_unchecked(body, safety_checker_of(self._engine))
         try:
             with self._metrics.stage("fetch"):
                 pictures = await self._read(body, root=root, owner=job.owner)
@@ -125,6 +127,11 @@ class Painter:
         except EngineError as exc:
             logger.exception("job %d: the engine failed", job.id)
             raise ApiError(500, "The engine failed to make the picture.") from exc
+        if body.safety_checker and result.nsfw is None:
+            logger.error("job %d: the engine did not check its pictures", job.id)
+            raise ApiError(500, "The engine failed to check the picture.")
+        if any(result.nsfw or ()):
+            logger.info("job %d: flagged by the safety checker: %s", job.id, result.nsfw)
         self._metrics.engine_took(result.timings)
         with self._metrics.stage("store"):
             kept = await asyncio.to_thread(self._encoded, body, result, job.file_prefix, root)
@@ -154,7 +161,7 @@ class Painter:
     def _encoded(self, body: Body, result: InpaintResult, prefix: str, root: str) -> _Kept:
         """The pictures as they are answered, and the files for what is linked to."""
         encode = encode_jpeg if body.output_format == "jpg" else encode_png
-        pictures = [encode(image) for image in result.images]
+        pictures = [encode(image) for image in blacken(result.images, result.nsfw)]
         inline = body.base64 and self._base64_mode != "link"
         texts = [base64.b64encode(picture) for picture in pictures] if body.base64 else []
         names = output_names(body, prefix, inline=inline)
@@ -204,8 +211,32 @@ def output_names(body: Body, prefix: str, *, inline: bool) -> list[str]:
     return [file_name(prefix, i, extension) for i in range(body.samples)]
 
 
-def refuse_unserved(body: Body) -> None:
+def safety_checker_of(engine: PictureEngine) -> str | None:
+    """The name of an engine's safety checker; an engine that cannot say has none."""
+    name: str | None = getattr(engine, "safety_checker", None)
+    return name
+
+
+def refuse_unchecked(body: Body, safety_checker: str | None) -> None:
+    """Say so when a check is asked for that cannot be made.
+
+    Raises:
+        ApiError: 503 with what would mend it.
+    """
+    if body.safety_checker and safety_checker is None:
+        raise ApiError(
+            503,
+            f"The safety checker is not available on this server; `{install()}` and a restart "
+            "mend that.",
+        )
+
+
+def refuse_unserved(body: Body, safety_checker: str | None) -> None:
     """Say so when a request needs what this server cannot do, instead of leaving it out.
+
+    Args:
+        body: What is asked.
+        safety_checker: The name of the engine's safety checker, if it has one.
 
     Raises:
         ApiError: 503 for the safety checker, 400 for a webhook that is no URL.
@@ -215,8 +246,7 @@ def refuse_unserved(body: Body) -> None:
             Target.parse(body.webhook)
         except FetchError as exc:
             raise ApiError(400, "The webhook must be an http or https URL.") from exc
-    if body.safety_checker:
-        raise ApiError(503, "The safety checker is not available on this server.")
+    refuse_unchecked(body, safety_checker)
 
 
 async def _all(work: Mapping[str, Awaitable[T]]) -> dict[str, T]:
@@ -251,6 +281,7 @@ def _request(body: Body, pictures: Mapping[str, Pixels]) -> InpaintRequest:
         guidance_scale=body.guidance_scale,
         scheduler=body.scheduler,
         region=body.where,
+        safety_checker=body.safety_checker,
     )
 
 

@@ -50,7 +50,7 @@ def success(
         "id": identity,
         "output": list(output),
         "proxy_links": list(output),
-        "nsfw_content_detected": False,
+        "nsfw_content_detected": any(result.nsfw or ()),
         "meta": meta(body, prefix=prefix) | _how(result),
     }
 

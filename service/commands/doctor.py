@@ -122,6 +122,7 @@ def examine() -> Iterator[Check]:
     )
     yield from _guarded("devices", _devices)
     yield from _guarded("default bundle", _default_bundle)
+    yield from _guarded("safety checker", _safety_checker)
     yield from _guarded("settings", _settings)
 
 
@@ -169,6 +170,20 @@ def _default_bundle() -> Iterator[Check]:
         yield Check(name="default bundle", ok=False, required=True, detail=str(exc), hint=hint)
 
 
+def _safety_checker() -> Iterator[Check]:
+    """The one for bundles that have none of their own, such as the default bundle."""
+    from service.safety import find
+
+    found = find()
+    yield Check(
+        name="safety checker",
+        ok=found.path is not None,
+        required=False,
+        detail=f"{found.detail} (for bundles that have no checker of their own)",
+        hint=found.hint,
+    )
+
+
 def _settings() -> Iterator[Check]:
     from service.errors import SettingsError
     from service.settings import Settings
@@ -211,7 +226,8 @@ def _configured_bundle(settings: Settings) -> Iterator[Check]:
     name = "EDGEFILL_BUNDLE"
     try:
         bundle = Bundle.open(settings.bundle)
-        detail = f"{settings.bundle} (verified: {bundle.family}, {bundle.precision})"
+        own = "" if bundle.safety is None else ", with a safety checker of its own"
+        detail = f"{settings.bundle} (verified: {bundle.family}, {bundle.precision}{own})"
         yield Check(name=name, ok=True, required=True, detail=detail)
     except (BundleError, OSError) as exc:
         hint = "set EDGEFILL_BUNDLE to a bundle made by `edgefill export`, or unset it"

@@ -36,6 +36,11 @@ def add(commands: Commands) -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: fp32")
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the hub")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle in DIR")
+    parser.add_argument(
+        "--no-safety-checker",
+        action="store_true",
+        help="leave out the checkpoint's own safety checker, if it has one",
+    )
     add_json(parser)
     parser.set_defaults(run=_run)
 
@@ -48,6 +53,7 @@ def _run(arguments: argparse.Namespace) -> int:
         precision=arguments.precision,
         revision=arguments.revision,
         overwrite=arguments.overwrite,
+        safety_checker=not arguments.no_safety_checker,
         as_json=arguments.json,
     )
     return 0
@@ -61,6 +67,7 @@ def export(
     precision: str,
     revision: str | None,
     overwrite: bool,
+    safety_checker: bool,
     as_json: bool,
 ) -> None:
     """Export a checkpoint and say what the bundle holds.
@@ -78,6 +85,7 @@ def export(
                 progress=advance,
                 overwrite=overwrite,
                 revision=revision,
+                safety_checker=safety_checker,
             )
     except ImportError as exc:
         module = (exc.name or "").partition(".")[0]
@@ -100,6 +108,7 @@ def _export(
     progress: Advance,
     overwrite: bool,
     revision: str | None,
+    safety_checker: bool,
 ) -> Bundle:
     from export import ExportError, export_checkpoint
 
@@ -112,6 +121,7 @@ def _export(
             progress=progress,
             overwrite=overwrite,
             revision=revision,
+            safety_checker=safety_checker,
         )
     except ExportError as exc:
         raise CommandError(str(exc)) from exc

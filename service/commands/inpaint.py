@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from service.commands.arguments import add_engine, add_json
 from service.commands.pictures import output_paths, read_mask, read_picture, write_picture
-from service.console import USAGE, CommandError, progress
+from service.console import USAGE, CommandError, progress, warn
 
 if TYPE_CHECKING:
     from engine import InpaintRequest, InpaintResult, InputError
@@ -57,6 +57,11 @@ def add(commands: Commands) -> None:
         default="auto",
         help="work on the whole picture, or on the box round the mask",
     )
+    parser.add_argument(
+        "--safety-checker",
+        action="store_true",
+        help="check the pictures; one that is not safe for work becomes black",
+    )
     add_engine(parser)
     add_json(parser)
     parser.set_defaults(run=_run)
@@ -95,6 +100,7 @@ def _run(arguments: argparse.Namespace) -> int:
         region=arguments.region,
         bundle=arguments.bundle,
         device=arguments.device or "auto",
+        safety_checker=arguments.safety_checker,
         as_json=arguments.json,
     )
     return 0
@@ -118,6 +124,7 @@ def inpaint(
     region: Literal["auto", "full", "mask"],
     bundle: Path | None,
     device: str,
+    safety_checker: bool,
     as_json: bool,
 ) -> None:
     """Fill the hole, write the pictures, and say where they went.
@@ -128,6 +135,7 @@ def inpaint(
     paths = output_paths(output, samples)
     picture, hole = read_picture(image), read_mask(mask)
     from engine import InpaintRequest, InputError
+    from service.safety import blacken
 
     try:
         request = InpaintRequest(
@@ -144,12 +152,16 @@ def inpaint(
             guidance_scale=guidance,
             scheduler=scheduler,
             region=region,
+            safety_checker=safety_checker,
         )
         result, ran_on = _fill(request, bundle=bundle, device=device)
     except InputError as exc:
         raise _wrong_value(exc) from exc
-    for path, rgb in zip(paths, result.images, strict=True):
+    for path, rgb in zip(paths, blacken(result.images, result.nsfw), strict=True):
         write_picture(path, rgb)
+    for path, flagged in zip(paths, result.nsfw or (), strict=False):
+        if flagged:
+            warn(f"{path} is black: the safety checker flagged what was made as not safe for work")
     model = str(bundle) if bundle is not None else "default bundle"
     if as_json:
         print(json.dumps(_record(result, paths, model, ran_on)))
@@ -162,9 +174,20 @@ def _fill(
 ) -> tuple[InpaintResult, str]:
     """The result, and the device it was made on."""
     from engine import BundleError, Engine, EngineError, InputError
+    from service.safety import find
 
+    checker = find() if request.safety_checker else None
+    file = None if checker is None else checker.path
     try:
-        with progress("loading the model") as advance, Engine.open(bundle, device=device) as engine:
+        with (
+            progress("loading the model") as advance,
+            Engine.open(bundle, device=device, safety_checker=file) as engine,
+        ):
+            if checker is not None and engine.safety_checker is None:
+                raise CommandError(
+                    f"the bundle has no safety checker of its own, and {checker.detail}",
+                    hint=checker.hint,
+                )
             ticket = engine.submit(
                 request, on_step=lambda step, total, preview: advance("denoising", step, total)
             )
@@ -207,6 +230,7 @@ def _record(result: InpaintResult, paths: list[Path], model: str, device: str) -
         "bundle": model,
         "device": device,
         "timings": {name: round(seconds, 4) for name, seconds in stages.items()},
+        "nsfw": None if result.nsfw is None else list(result.nsfw),
     }
 
 

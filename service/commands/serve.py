@@ -137,9 +137,13 @@ def _serve(settings: Settings, sock: socket.socket) -> None:
     from engine import EngineError
     from service.app import create_app
     from service.engine_process import EngineProcess
+    from service.safety import find, tell
 
+    checker = find()
     try:
-        engine = EngineProcess.open(settings.bundle, device=settings.device)
+        engine = EngineProcess.open(
+            settings.bundle, device=settings.device, safety_checker=checker.path
+        )
     except EngineError as exc:
         raise CommandError(
             str(exc), hint="`edgefill doctor` shows what works on this machine"
@@ -155,6 +159,7 @@ def _serve(settings: Settings, sock: socket.socket) -> None:
             timeout_graceful_shutdown=30,
         )
         server = uvicorn.Server(config)
+        tell(engine.safety_checker, checker)
         host, port = sock.getsockname()[:2]
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         logger.info("serving: http://%s (device: %s)", where, engine.device.name)

@@ -186,6 +186,7 @@ def _open(options: dict[str, Any]) -> OpenedEngine:
         device=options["device"],
         threads=options["threads"],
         max_batch_pixels=options["max_batch_pixels"],
+        safety_checker=options["safety_checker"],
     )
 
 

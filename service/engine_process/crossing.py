@@ -57,6 +57,7 @@ def wrap_request(draft: Draft, region: Region) -> int:
         "scheduler": draft.scheduler,
         "region": region,
         "reference": draft.reference,
+        "safety_checker": draft.safety_checker,
     }
     return wrap(values, {"image": draft.image, "mask": draft.mask * np.uint8(255)})
 
@@ -78,6 +79,7 @@ def wrap_result(result: InpaintResult) -> int:
         "region": result.region,
         "working_size": result.working_size,
         "timings": dataclasses.asdict(result.timings),
+        "nsfw": result.nsfw,
     }
     return wrap(values, {"images": result.images, "latents": result.latents})
 
@@ -100,12 +102,14 @@ def unwrap_result(fd: int, *, submitted: float, prepared: float) -> InpaintResul
         queue=inside.queue + max(0.0, total - inside.total - prepared),
     )
     region, working_size = values.pop("region"), values.pop("working_size")
+    nsfw = values.pop("nsfw")
     return InpaintResult(
         images=arrays["images"],
         latents=arrays.get("latents"),
         region=tuple(region),
         working_size=tuple(working_size),
         timings=timings,
+        nsfw=None if nsfw is None else tuple(nsfw),
         **values,
     )
 

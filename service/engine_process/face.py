@@ -13,6 +13,7 @@ from engine import Bundle, EngineError, InpaintRequest, InpaintResult
 from engine.engine import DEFAULT_BUNDLE, MAX_BATCH_PIXELS
 from engine.job import draft
 from engine.loop import MAX_RUNNING
+from engine.safety_checker import name_of, require
 from engine.sessions.devices import Device
 from engine.ticket import OnStep
 from service.engine_process.line import Entry, Line, ProcessTicket
@@ -33,11 +34,20 @@ class EngineProcess:
     Attributes:
         bundle: The bundle, read here too: requests are checked against it before they cross.
         device: What the child runs on.
+        safety_checker: See ``Engine.safety_checker``.
     """
 
-    def __init__(self, bundle: Bundle, device: Device, supervisor: Supervisor) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: Device,
+        supervisor: Supervisor,
+        *,
+        safety_checker: str | None = None,
+    ) -> None:
         self.bundle: Final = bundle
         self.device: Final = device
+        self.safety_checker: Final = safety_checker
         self._supervisor: Final = supervisor
 
     @classmethod
@@ -52,6 +62,7 @@ class EngineProcess:
         start_seconds: float = 600.0,
         on_state: OnState | None = None,
         factory: str = ENGINE,
+        safety_checker: str | os.PathLike[str] | None = None,
     ) -> EngineProcess:
         """Start a child, and wait until it has opened a bundle and made a picture.
 
@@ -65,6 +76,7 @@ class EngineProcess:
             start_seconds: How long a child may take to open the bundle and warm up.
             on_state: See ``EngineProcess.on_state``; given here, no change can be missed.
             factory: ``module:callable`` that opens the engine in the child.
+            safety_checker: See ``Engine.open``.
 
         Raises:
             BundleError: If the bundle is damaged or not understood.
@@ -79,6 +91,7 @@ class EngineProcess:
             threads=threads,
             max_batch_pixels=max_batch_pixels,
             beat_seconds=1.0 if hang_seconds is None else min(1.0, hang_seconds / 10),
+            safety_checker=None if safety_checker is None else str(Path(safety_checker).absolute()),
         )
         patience = Patience(hang_seconds=hang_seconds, start_seconds=start_seconds)
         supervisor = Supervisor(launch, Line(window=MAX_RUNNING), patience)
@@ -96,7 +109,8 @@ class EngineProcess:
             supervisor.close()
             raise
         logger.info("engine process %s: %s", supervisor.pid, supervisor.device.detail)
-        return cls(bundle, supervisor.device, supervisor)
+        checker = name_of(bundle, safety_checker)
+        return cls(bundle, supervisor.device, supervisor, safety_checker=checker)
 
     @property
     def ready(self) -> bool:
@@ -138,9 +152,12 @@ class EngineProcess:
 
         Raises:
             InputError: If the request does not fit the bundle.
+            RuntimeUnavailable: If it asks for a safety check and there is no checker.
             DeviceLost: If the engine has given up.
             EngineError: If it is closed.
         """
+        if request.safety_checker:
+            require(self.safety_checker)
         submitted = time.perf_counter()
         made = draft(request, self.bundle)
         ticket = ProcessTicket(self._supervisor.notice)

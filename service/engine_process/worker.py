@@ -43,6 +43,7 @@ class Launch:
         threads: See ``Engine.open``.
         max_batch_pixels: See ``Engine.open``.
         beat_seconds: The engine's loop says that it lives no more often than this.
+        safety_checker: See ``Engine.open``.
     """
 
     factory: str
@@ -51,6 +52,7 @@ class Launch:
     threads: int
     max_batch_pixels: int
     beat_seconds: float
+    safety_checker: str | None = None
 
 
 class Worker:
@@ -117,6 +119,7 @@ def _options(launch: Launch, sock: socket.socket) -> dict[str, Any]:
         "threads": launch.threads,
         "max_batch_pixels": launch.max_batch_pixels,
         "beat_seconds": launch.beat_seconds,
+        "safety_checker": launch.safety_checker,
         "socket": sock.fileno(),
         "parent": os.getpid(),
         "log_level": logging.getLogger("engine").getEffectiveLevel(),

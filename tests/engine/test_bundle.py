@@ -13,7 +13,7 @@ import pytest
 
 from engine import Bundle, BundleError, Engine
 from engine.bundle import FORMAT_VERSION
-from tests.engine.tiny import make_bundle
+from tests.engine.tiny import SAFETY, make_bundle
 
 
 @pytest.fixture
@@ -151,6 +151,41 @@ EDITS: dict[str, tuple[Callable[[Any], object], str]] = {
         r"rgb_factors must be 5 rows of 3 numbers",
     ),
 }
+
+
+SAFETY_EDITS: dict[str, tuple[Callable[[Any], object], str]] = {
+    "no word about it": (lambda m: m.pop("safety"), r"unknown: \['safety_checker'\]"),
+    "no network": (
+        lambda m: m["components"].pop("safety_checker"),
+        r"components missing: \['safety_checker'\]",
+    ),
+    "a threshold too few": (
+        lambda m: m["safety"]["concepts"].pop(),
+        r"safety_checker has tensors .*cosines.* expected .*'batch', 2",
+    ),
+    "no concepts": (lambda m: m["safety"].update(concepts=[]), r"concepts is \[\]; at least one"),
+    "a threshold of no number": (
+        lambda m: m["safety"].update(special_care=[float("nan")]),
+        r"special_care is \[nan\]; expected numbers",
+    ),
+    "two channels": (lambda m: m["safety"].update(mean=[0, 0]), r"mean is .*; expected 3 numbers"),
+    "nothing to divide by": (
+        lambda m: m["safety"].update(std=[1, 1, 0]),
+        r"std is \[1.0, 1.0, 0.0",
+    ),
+    "crop": (lambda m: m["safety"].update(crop=17), r"crop is 17; allowed: 1 to 16"),
+    "side": (lambda m: m["safety"].update(crop=8), r"safety_checker has tensors .*16, 16.* 8, 8"),
+    "unknown entry": (lambda m: m["safety"].update(x=1), r"safety: unknown entries \['x'\]"),
+}
+
+
+@pytest.mark.parametrize("name", SAFETY_EDITS)
+def test_an_edited_safety_checker_is_refused(tmp_path: Path, name: str) -> None:
+    folder = make_bundle(tmp_path / "own", safety=SAFETY)
+    change, message = SAFETY_EDITS[name]
+    edit(folder, change)
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(folder)
 
 
 def test_a_good_bundle_opens(bundle_path: Path) -> None:

@@ -15,7 +15,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from engine.bundle import Bundle, Component, Defaults, FileRecord, Latents, TensorSpec
+from engine.bundle import Bundle, Component, Defaults, FileRecord, Latents, Safety, TensorSpec
+from engine.safety_checker import open_nsfw_input
 
 TOKENS, WIDTH, CHANNELS, VOCABULARY = 8, 16, 4, 32
 PLANE = ("height/8", "width/8")
@@ -28,6 +29,16 @@ SCHEDULER: dict[str, Any] = {
     "steps_offset": 1,
 }
 
+SAFETY = Safety(
+    shortest_edge=16,
+    crop=16,
+    mean=(0.0, 0.0, 0.0),
+    std=(1.0, 1.0, 1.0),
+    special_care=(0.5,),
+    concepts=(0.6, 0.7),
+)
+"""A checker for pictures of 16x16 that takes care of red, and has green and blue for concepts."""
+
 
 def make_bundle(
     folder: Path,
@@ -36,8 +47,10 @@ def make_bundle(
     gaussian: bool = True,
     scheduler: dict[str, Any] | None = None,
     size: int = 64,
+    safety: Safety | None = None,
 ) -> Path:
-    """Write a tiny bundle and return its folder."""
+    """Write a tiny bundle and return its folder; with ``safety`` it has a checker of its own, whose
+    cosine i is the mean of channel i of what it sees."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(unet_channels)
     tokenizer = Tokenizer(models.WordLevel(_vocabulary(), unk_token="?"))
@@ -52,6 +65,8 @@ def make_bundle(
         "vae_encoder": _vae_encoder(folder, rng, gaussian),
         "vae_decoder": _vae_decoder(folder, rng),
     }
+    if safety is not None:
+        components["safety_checker"] = _safety_checker(folder, safety)
     Bundle(
         path=folder,
         family="sd1",
@@ -70,8 +85,38 @@ def make_bundle(
             scheduler="ddim",
         ),
         documents=(FileRecord.of(folder / "LICENSE"),),
+        safety=safety,
     ).write()
     return folder
+
+
+def level_seen(image: npt.NDArray[np.uint8]) -> float:
+    """The mean level, of 0 to 255, of what open_nsfw sees of a picture."""
+    return float(open_nsfw_input(image).mean() + np.mean([104, 117, 123]))
+
+
+def write_open_nsfw(path: Path, *, above: float, scale: float = 10.0) -> Path:
+    """Write a network with the tensors of open_nsfw that is nearly sure of each picture whose
+    ``level_seen`` is above a threshold, and nearly sure of the contrary of all others."""
+    nodes = [
+        helper.make_node("ReduceMean", ["input_0"], ["level"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Sub", ["level", "above"], ["beyond"]),
+        helper.make_node("Mul", ["beyond", "scale"], ["logit"]),
+        helper.make_node("Sigmoid", ["logit"], ["flat"]),
+        helper.make_node("Unsqueeze", ["flat", "one"], ["nsfw"]),
+        helper.make_node("Sub", ["sure", "nsfw"], ["sfw"]),
+        helper.make_node("Concat", ["sfw", "nsfw"], ["4195"], axis=1),
+    ]
+    weights = {
+        "above": np.float32(above - np.mean([104, 117, 123])),
+        "scale": np.float32(scale),
+        "one": np.array([1], np.int64),
+        "sure": np.float32(1),
+    }
+    picture = TensorSpec(name="input_0", dtype="float32", shape=("batch", 224, 224, 3))
+    scores = TensorSpec(name="4195", dtype="float32", shape=("batch", 2))
+    _save(path, nodes, weights, [picture], [scores])
+    return path
 
 
 def _vocabulary() -> dict[str, int]:
@@ -160,6 +205,20 @@ def _vae_decoder(folder: Path, rng: np.random.Generator) -> Component:
         weights,
         [TensorSpec(name="latents", dtype="float32", shape=("batch", CHANNELS, *PLANE))],
         [TensorSpec(name="image", dtype="float32", shape=("batch", 3, "height", "width"))],
+    )
+
+
+def _safety_checker(folder: Path, safety: Safety) -> Component:
+    side, count = safety.crop, len(safety.special_care) + len(safety.concepts)
+    return _save(
+        folder / "safety_checker.onnx",
+        [
+            helper.make_node("ReduceMean", ["image"], ["means"], axes=[2, 3], keepdims=0),
+            helper.make_node("MatMul", ["means", "channels"], ["cosines"]),
+        ],
+        {"channels": np.eye(3, count, dtype=np.float32)},
+        [TensorSpec(name="image", dtype="float32", shape=("batch", 3, side, side))],
+        [TensorSpec(name="cosines", dtype="float32", shape=("batch", count))],
     )
 
 

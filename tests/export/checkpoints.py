@@ -12,7 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.checkpoints import BOS, EOS, write_json, write_model_index, write_tokenizer
+from bench.checkpoints import (
+    BOS,
+    EOS,
+    write_json,
+    write_model_index,
+    write_safety_checker,
+    write_tokenizer,
+)
 
 DDIM: dict[str, Any] = {
     "_class_name": "DDIMScheduler",
@@ -40,6 +47,7 @@ def make_checkpoint(
     pooled_text: bool = False,
     half: bool = False,
     pad_token: str = EOS,
+    safety_checker: bool = False,
 ) -> Path:
     """Write a tiny checkpoint (about 3 MB) and return its folder.
 
@@ -53,6 +61,7 @@ def make_checkpoint(
         pooled_text: Add the pooled text to the time embedding (``addition_embed_type="text"``).
         half: Store fp16 weights.
         pad_token: What the tokenizer pads with.
+        safety_checker: Write a safety checker for pictures of 32 pixels too.
     """
     import torch
     from diffusers.utils import logging as diffusers_logging
@@ -68,12 +77,17 @@ def make_checkpoint(
         network = _autoencoder_kl() if vae == "kl" else _autoencoder_tiny()
         network.to(dtype).save_pretrained(folder / "vae")
         _unet(unet_channels, pooled_text).to(dtype).save_pretrained(folder / "unet")
+        if safety_checker:
+            small = {"hidden_size": 32, "intermediate_size": 64, "patch_size": 8}
+            few = {"num_hidden_layers": 2, "num_attention_heads": 4}
+            write_safety_checker(folder, half=half, side=32, projection=24, **small, **few)
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     write_model_index(
         folder,
         scheduler=scheduler["_class_name"],
         vae=type(network).__name__,
         pipeline=PIPELINES[unet_channels],
+        safety_checker=safety_checker,
     )
     return folder
 

@@ -21,7 +21,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "half": True,
         "seed": 1,
     },
-    "plain_kl": {"unet_channels": 4, "vae": "kl", "seed": 2},
+    "plain_kl": {"unet_channels": 4, "vae": "kl", "seed": 2, "safety_checker": True},
 }
 
 

@@ -28,6 +28,9 @@ DEAD = "http://127.0.0.1:1"
 NEEDED = {
     "model_index.json",
     "README.md",
+    "feature_extractor/preprocessor_config.json",
+    "safety_checker/config.json",
+    "safety_checker/model.safetensors",
     "scheduler/scheduler_config.json",
     "text_encoder/config.json",
     "text_encoder/model.safetensors",
@@ -43,9 +46,8 @@ LEFT = {
     ".gitattributes",
     "sd-v1-5-inpainting.ckpt",
     "sd-v1-5-inpainting.safetensors",
-    "feature_extractor/preprocessor_config.json",
-    "safety_checker/config.json",
-    "safety_checker/model.safetensors",
+    "safety_checker/model.fp16.safetensors",
+    "safety_checker/pytorch_model.bin",
     "text_encoder/model.fp16.safetensors",
     "text_encoder/pytorch_model.bin",
     "unet/diffusion_pytorch_model.bin",
@@ -189,6 +191,9 @@ def test_wanted() -> None:
         "unet/diffusion_pytorch_model-00002-of-00002.safetensors",
         "unet/diffusion_pytorch_model.safetensors.index.json",
     ]
+    checker = {name for name in NEEDED if name.startswith(("safety_checker/", "feature_"))}
+    assert len(checker) == 3
+    assert set(wanted(NEEDED | LEFT, safety_checker=False)) == NEEDED - checker
     more = ["unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.bin"]
     assert sorted(wanted([*shards, *more])) == shards
 

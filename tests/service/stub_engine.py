@@ -28,6 +28,7 @@ class StubEngine:
     """
 
     device = Device(name="stub", detail="no network at all")
+    safety_checker: str | None = None
 
     def __init__(self, *, delay: float = 0.0, error: Exception | None = None) -> None:
         self.delay = delay
@@ -38,7 +39,11 @@ class StubEngine:
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str] | None = None, *, device: str = "auto"
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        device: str = "auto",
+        safety_checker: str | os.PathLike[str] | None = None,
     ) -> StubEngine:
         if path is not None:
             Bundle.open(path)

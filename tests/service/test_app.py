@@ -214,7 +214,7 @@ def test_the_engine_is_opened_and_closed_when_none_is_given(
 
     class Recorded(StubEngine):
         @classmethod
-        def open(cls, path: object = None, *, device: str = "auto") -> StubEngine:
+        def open(cls, path: object = None, *, device: str = "auto", **_: object) -> StubEngine:
             opened.append(cls())
             return opened[-1]
 

@@ -27,6 +27,7 @@ STAGES = (
     "unet",
     "vae decoder",
     "paste",
+    "safety checker",
     "total",
 )
 

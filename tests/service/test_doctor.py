@@ -20,7 +20,7 @@ WORKS = Finding(name="cpu", ok=True, detail="ONNX Runtime 9.9 ran a kernel")
 @pytest.fixture(autouse=True)
 def _machine_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
     class Opened:
-        family, precision = "sd1", "fp32"
+        family, precision, safety = "sd1", "fp32", None
 
         def files(self) -> list[object]:
             return []

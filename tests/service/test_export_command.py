@@ -58,6 +58,7 @@ def test_export(exporter: dict[str, Any], capsys: pytest.CaptureFixture[str]) ->
         "precision": "fp32",
         "overwrite": False,
         "revision": None,
+        "safety_checker": True,
     }
     out = capsys.readouterr().out
     assert out.splitlines() == [
@@ -69,10 +70,12 @@ def test_export(exporter: dict[str, Any], capsys: pytest.CaptureFixture[str]) ->
 
 def test_options_and_json(exporter: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     wanted = ["--target", "cpu", "--precision", "fp32", "--revision", "abc", "--overwrite"]
+    wanted.append("--no-safety-checker")
     assert main(["export", "m", "--output", "out", *wanted, "--json"]) == 0
     options = exporter["call"][2]
     assert (options["target"], options["precision"]) == ("cpu", "fp32")
     assert (options["revision"], options["overwrite"]) == ("abc", True)
+    assert options["safety_checker"] is False
     record = json.loads(capsys.readouterr().out)
     assert record["bytes"] == 2_500_000
     assert record["parity"] == {"unet": {"psnr_db": 99.5, "max_abs_error": 1e-5}}

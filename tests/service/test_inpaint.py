@@ -17,6 +17,7 @@ import pytest
 from engine import InputError, SessionError
 from engine.image import decode_picture, encode_jpeg, sniff
 from service.app import create_app
+from service.safety import install
 from service.settings import Settings
 from tests.service.conftest import data_uri
 from tests.service.live import Origin, serving
@@ -225,7 +226,12 @@ def test_ids_and_names_do_not_follow_each_other(client: httpx.Client, body: dict
             400,
             "The init image could not be fetched from its URL.",
         ),
-        ({"safety_checker": True}, 503, "The safety checker is not available on this server."),
+        (
+            {"safety_checker": True},
+            503,
+            f"The safety checker is not available on this server; `{install()}` and a restart mend "
+            "that.",
+        ),
         ({"webhook": "ftp://a/b"}, 400, "The webhook must be an http or https URL."),
         ({"webhook": "nonsense"}, 400, "The webhook must be an http or https URL."),
     ],
