@@ -15,9 +15,10 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from service import openapi
 from service.auth import Keys
 from service.dispatch import Dispatcher
 from service.endpoints import NOT_READY, Endpoints, expiry, live
@@ -68,10 +69,14 @@ def create_app(settings: Settings, engine: PictureEngine | None = None) -> Starl
         for slash in ("", "/")
     ]
     routes += [
-        Route("/api/v6/base64_to_url", life.asks(Endpoints.upload), methods=["POST"]),
+        Route(f"/api/v6/base64_to_url{slash}", life.asks(Endpoints.upload), methods=["POST"])
+        for slash in ("", "/")
+    ]
+    routes += [
         Route(f"/{FOLDER}/{{name}}", life.asks(Endpoints.output), methods=["GET"]),
         Route("/livez", live, methods=["GET"]),
         Route("/readyz", life.asks(Endpoints.ready), methods=["GET"]),
+        Route(openapi.PATH, _describing(settings.public_url), methods=["GET"]),
     ]
     everywhere = Middleware(
         CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"]
@@ -163,6 +168,7 @@ class _Life:
                 dispatcher=dispatcher,
                 outputs=outputs,
                 reader=reader,
+                defaults=engine.bundle.defaults,
                 healthy=lambda: _unready(engine),
             )
             try:
@@ -176,6 +182,16 @@ def _painting(kind: str) -> Handler:
         return await endpoints.paint(kind, request)
 
     return paint
+
+
+def _describing(public_url: str | None) -> Callable[[Request], Awaitable[Response]]:
+    """``GET /openapi.json``: the contract of this server."""
+    described = openapi.document(public_url=public_url)
+
+    async def describe(request: Request) -> Response:
+        return JSONResponse(described)
+
+    return describe
 
 
 def _unready(engine: PictureEngine) -> str | None:

@@ -13,6 +13,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 
 from engine.errors import InputError
 from engine.image import sniff
+from engine.manifest import Defaults
 from service.auth import Keys
 from service.dispatch import FAILED, Dispatcher
 from service.errors import ApiError
@@ -51,6 +52,7 @@ class Endpoints:
         dispatcher: Who works on them.
         outputs: Where pictures are kept.
         reader: Decodes what clients upload.
+        defaults: What the engine takes where a request does not say.
         healthy: Why a request would not be served now, or None.
     """
 
@@ -63,6 +65,7 @@ class Endpoints:
         dispatcher: Dispatcher,
         outputs: OutputFolder,
         reader: PictureReader,
+        defaults: Defaults,
         healthy: Callable[[], str | None],
     ) -> None:
         self._settings = settings
@@ -71,6 +74,7 @@ class Endpoints:
         self._dispatcher = dispatcher
         self._outputs = outputs
         self._reader = reader
+        self._defaults = defaults
         self._healthy = healthy
         self._parsing = asyncio.Semaphore(2)
 
@@ -234,6 +238,7 @@ class Endpoints:
         links = [f"{root}/{FOLDER}/{name}" for name in names]
         return processing(
             body,
+            self._defaults,
             identity=job.id,
             prefix=job.file_prefix,
             eta=await self._dispatcher.eta(job.id),

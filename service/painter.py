@@ -16,15 +16,14 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from engine import EngineError, InpaintRequest, InpaintResult, InputError, RequestCancelled
+from engine import Bundle, EngineError, InpaintRequest, InpaintResult, InputError, RequestCancelled
 from engine.image import decode_mask, decode_picture, encode_jpeg, encode_png
-from service.errors import ApiError, FetchError, refused_value
+from service.errors import ApiError, refused_value
 from service.inputs import PictureReader
 from service.jobs import Job
 from service.responses import success
 from service.schema import Body
 from service.storage import CONTENT_TYPES, FOLDER, OutputFolder, file_name
-from service.urls import Target
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +48,11 @@ class PictureTicket(Protocol):
 
 class PictureEngine(Protocol):
     """What makes the pictures: ``engine.Engine`` here, or one in a process of its own."""
+
+    @property
+    def bundle(self) -> Bundle:
+        """What it makes them with; says what is done where a request does not."""
+        ...
 
     def submit(self, request: InpaintRequest, /) -> PictureTicket:
         """Take a request without waiting for its picture."""
@@ -193,13 +197,8 @@ def refuse_unserved(body: Body) -> None:
     """Say so when a request needs what this server cannot do, instead of leaving it out.
 
     Raises:
-        ApiError: 503 for the safety checker, 400 for a webhook that is no URL.
+        ApiError: 503 for the safety checker.
     """
-    if body.webhook is not None:
-        try:
-            Target.parse(body.webhook)
-        except FetchError as exc:
-            raise ApiError(400, "The webhook must be an http or https URL.") from exc
     if body.safety_checker:
         raise ApiError(503, "The safety checker is not available on this server.")
 
