@@ -132,6 +132,8 @@ class Endpoints:
         if found is None:
             raise ApiError(404, "There is no such picture.")
         path, content_type = found
+        # a part of a picture is of no use, and a bad Range would be answered in another shape
+        request.scope["headers"] = [(n, v) for n, v in request.scope["headers"] if n != b"range"]
         return FileResponse(path, media_type=content_type, headers=OUTPUT_HEADERS)
 
     async def ready(self, request: Request) -> Response:
