@@ -9,7 +9,12 @@ from __future__ import annotations
 import base64
 import copy
 import os
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,13 +27,10 @@ from schemathesis.config import SchemathesisConfig
 
 from engine.image import encode_jpeg, encode_png
 from service import openapi
-from service.app import create_app
 from service.openapi.requests import request_schemas
-from service.settings import Settings
 from tests.service.conftest import data_uri
-from tests.service.live import serving
-from tests.service.stub_engine import StubEngine
 
+ROOT = Path(__file__).parents[2]
 CASES = int(os.environ.get("EDGEFILL_TEST_CASES", "20"))
 PIXELS = np.random.RandomState(0).randint(0, 256, (16, 24, 3)).astype(np.uint8)
 PICTURES = (data_uri(encode_png(PIXELS)), base64.b64encode(encode_jpeg(PIXELS)).decode())
@@ -66,10 +68,31 @@ if CASES < 100:
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    many = Settings(data_dir=tmp_path_factory.mktemp("data"), queue_limit=10_000)
-    with serving(create_app(many, StubEngine())) as running:
-        yield running
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server in a process of its own: its use of ``random`` would confuse hypothesis here."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = str(sock.getsockname()[1])
+    folder = str(tmp_path_factory.mktemp("data"))
+    command = [sys.executable, "-m", "tests.service.stub_server", folder, port, "0"]
+    environment = {name: value for name, value in os.environ.items() if "EDGEFILL" not in name}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment)
+    try:
+        deadline = time.monotonic() + 30
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+            while not answers(client):
+                assert time.monotonic() < deadline, "the server did not start"
+                time.sleep(0.02)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def answers(client: httpx.Client) -> bool:
+    try:
+        return client.get("/readyz").is_success
+    except httpx.HTTPError:
+        return False
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +106,7 @@ def session() -> Iterator[requests.Session]:
 @settings(
     max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
-def test_every_operation(
-    case: schemathesis.Case, client: httpx.Client, session: requests.Session
-) -> None:
-    response = case.call_and_validate(base_url=str(client.base_url), session=session, timeout=60)
+def test_every_operation(case: schemathesis.Case, url: str, session: requests.Session) -> None:
+    response = case.call_and_validate(base_url=url, session=session, timeout=60)
     if response.status_code == 503:
         assert response.json()["message"].endswith(tuple(MAY_FAIL))
