@@ -23,6 +23,7 @@ import pytest
 import requests
 import schemathesis
 from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
 from schemathesis.config import SchemathesisConfig
 
 from engine.image import encode_jpeg, encode_png
@@ -52,13 +53,14 @@ def guided(document: dict[str, Any]) -> dict[str, Any]:
     for request in request_schemas():
         fields = document["components"]["schemas"][request]["properties"]
         for name in {"init_image", "mask_image", "base64_string"} & set(fields):
-            fields[name] = {"enum": list(PICTURES)}
+            fields[name] = {"type": "string", "format": "edgefill-picture"}
         if "webhook" in fields:
             absent = {"type": ["string", "null"], "pattern": r"^\s*$"}
             fields["webhook"] = {"anyOf": [{"enum": list(RECEIVERS)}, absent]}
     return document
 
 
+schemathesis.openapi.format("edgefill-picture", st.sampled_from(PICTURES))
 CONFIG = SchemathesisConfig.from_dict(
     {"checks": {"not_a_server_error": {"expected-statuses": ["2xx", "3xx", "4xx", 503]}}}
 )
