@@ -1,7 +1,7 @@
 """Regular expressions, in the dialect of JSON Schema, for what clients write as text.
 
-Only what ECMA-262, Python and Rust read alike is used: explicit digits instead of ``\\d``, which
-means other scripts' digits too in some of them, and no flags.
+Only what ECMA-262, Python and Rust read alike is used: explicit digits and spaces instead of
+``\\d`` and ``\\s``, which mean different characters in them, and no flags.
 """
 
 from __future__ import annotations
@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-NOT_BLANK: Final = r"\S"
+_SPACES: Final = r"\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+"""What ``str.strip`` takes away."""
+
+SPACE: Final = f"[{_SPACES}]*"
+NOT_BLANK: Final = f"[^{_SPACES}]"
 _ZERO: Final = r"[+-]?(?:0+(?:\.0*)?|\.0+)"
 
 
 def whole(alternatives: str, *, optional: bool) -> str:
     """Nothing but one of the alternatives and space round it; nothing at all where optional."""
-    return rf"^\s*(?:{alternatives}){'?' if optional else ''}\s*$"
+    return f"^{SPACE}(?:{alternatives}){'?' if optional else ''}{SPACE}$"
 
 
 def words(allowed: Iterable[str]) -> str:

@@ -111,7 +111,9 @@ def _described(
             ["string"],
             {
                 "format": "uri",
-                "pattern": rf"^\s*$|^{_WEB_ADDRESS}" if optional else f"^{_WEB_ADDRESS}",
+                "pattern": f"^{patterns.SPACE}$|^{_WEB_ADDRESS}"
+                if optional
+                else f"^{_WEB_ADDRESS}",
                 "maxLength": MAX_URL_CHARACTERS,
             },
         ),

@@ -154,6 +154,7 @@ def test_what_is_valid_there_is_valid_here(values: dict[str, Any]) -> None:
 
 
 NEAR = st.sampled_from(["yes", "No", "TRUE", "0", "1", "png", "JPEG", "auto", "full ", "pndm"])
+SPACES = st.text("\t\v\x1c\x1f \x85\xa0\u200a\u200b\u2028\u3000\ufeff", max_size=3)
 NUMERIC = st.text("0123456789.+- ", max_size=8)
 INPAINT_HERE = validator(OURS, INPAINT)
 INPAINT_THERE = validator(PAGE, INPAINT)
@@ -162,7 +163,7 @@ REQUIRED = {"key": "k", "prompt": "p", "init_image": "i", "mask_image": "m"}
 
 @pytest.mark.parametrize("field", sorted({*KINDS["inpaint"].model_fields} - {"webhook"}))
 @settings(UNHURRIED, max_examples=150)
-@given(value=ANYTHING | NEAR | NUMERIC | st.integers(-5, 1100) | st.floats(-1, 25))
+@given(value=ANYTHING | NEAR | NUMERIC | SPACES | st.integers(-5, 1100) | st.floats(-1, 25))
 def test_what_is_described_is_what_is_taken(field: str, value: Any) -> None:
     try:
         KINDS["inpaint"].parse(REQUIRED | {field: value})

@@ -28,6 +28,7 @@ from schemathesis.config import SchemathesisConfig
 
 from engine.image import encode_jpeg, encode_png
 from service import openapi
+from service.openapi import patterns
 from service.openapi.requests import request_schemas
 from tests.service.conftest import data_uri
 
@@ -55,7 +56,7 @@ def guided(document: dict[str, Any]) -> dict[str, Any]:
         for name in {"init_image", "mask_image", "base64_string"} & set(fields):
             fields[name] = {"type": "string", "format": "edgefill-picture"}
         if "webhook" in fields:
-            absent = {"type": ["string", "null"], "pattern": r"^\s*$"}
+            absent = {"type": ["string", "null"], "pattern": f"^{patterns.SPACE}$"}
             fields["webhook"] = {"anyOf": [{"enum": list(RECEIVERS)}, absent]}
     return document
 
