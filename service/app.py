@@ -15,9 +15,10 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from service import openapi
 from service.auth import Keys
 from service.decoding import PictureDecoder
 from service.dispatch import Dispatcher
@@ -74,13 +75,17 @@ def create_app(settings: Settings, engine: PictureEngine | None = None) -> Starl
         for slash in ("", "/")
     ]
     routes += [
-        Route("/api/v6/base64_to_url", life.asks(Endpoints.upload), methods=["POST"]),
+        Route(f"/api/v6/base64_to_url{slash}", life.asks(Endpoints.upload), methods=["POST"])
+        for slash in ("", "/")
+    ]
+    routes += [
         Route(f"/{FOLDER}/{{name}}", life.asks(Endpoints.output), methods=["GET"]),
         Route("/livez", life.watch.live, methods=["GET"]),
         Route("/readyz", life.watch.ready, methods=["GET"]),
         Route("/v2/health/live", life.watch.live, methods=["GET"]),
         Route("/v2/health/ready", life.watch.ready, methods=["GET"]),
         Route("/metrics", life.watch.metrics, methods=["GET"]),
+        Route(openapi.PATH, _describing(settings.public_url), methods=["GET"]),
         *playground(settings),
     ]
     everywhere = Middleware(
@@ -204,6 +209,7 @@ class _Life:
                 reader=reader,
                 decoder=decoder,
                 metrics=self.metrics,
+                defaults=engine.bundle.defaults,
                 safety_checker=safety_checker_of(engine),
             )
             parts = Parts(store=store, dispatcher=dispatcher, outputs=outputs, engine=engine)
@@ -219,6 +225,16 @@ def _painting(kind: str) -> Handler:
         return await endpoints.paint(kind, request)
 
     return paint
+
+
+def _describing(public_url: str | None) -> Callable[[Request], Awaitable[Response]]:
+    """``GET /openapi.json``: the contract of this server."""
+    described = openapi.document(public_url=public_url)
+
+    async def describe(request: Request) -> Response:
+        return JSONResponse(described)
+
+    return describe
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

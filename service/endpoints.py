@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from engine.errors import InputError
 from engine.image import sniff
+from engine.manifest import Defaults
 from service.auth import Keys
 from service.bodies import BodyReader
 from service.decoding import PictureDecoder
@@ -22,7 +23,7 @@ from service.inputs import PictureReader
 from service.jobs import Job, JobStore, State
 from service.logs import bind_job
 from service.metrics import Metrics
-from service.painter import output_names, refuse_unserved
+from service.painter import output_names, refuse_unchecked
 from service.responses import ALLOW_EVERY_ORIGIN, processing
 from service.schema import KINDS, Body, is_absent, parse_json
 from service.settings import Settings
@@ -55,6 +56,7 @@ class Endpoints:
         reader: Gets at what clients upload.
         decoder: Makes sure that it is a picture.
         metrics: Told how long clients wait.
+        defaults: What the engine takes where a request does not say.
         safety_checker: The name of the engine's safety checker, if it has one.
     """
 
@@ -69,6 +71,7 @@ class Endpoints:
         reader: PictureReader,
         decoder: PictureDecoder,
         metrics: Metrics,
+        defaults: Defaults,
         safety_checker: str | None = None,
     ) -> None:
         self._settings = settings
@@ -79,6 +82,7 @@ class Endpoints:
         self._reader = reader
         self._decoder = decoder
         self._metrics = metrics
+        self._defaults = defaults
         self._bodies = BodyReader(settings.body_limit)
         self._safety_checker = safety_checker
         self._parsing = asyncio.Semaphore(2)
@@ -87,7 +91,7 @@ class Endpoints:
         """``POST`` of inpaint, img2img and text2img: accept, wait a while, answer."""
         values, key = await self._asked(request)
         body = KINDS[kind].parse(values)
-        refuse_unserved(body, self._safety_checker)
+        refuse_unchecked(body, self._safety_checker)
         root = self._root(request)
         job = await self._dispatcher.accept(
             body, kind=kind, key=key, root=root, prefix=new_prefix()
@@ -143,6 +147,8 @@ class Endpoints:
 
     async def output(self, request: Request) -> Response:
         """``GET`` and ``HEAD /outputs/{name}``: no key, since names cannot be guessed."""
+        # a part of a picture is of no use, and a bad Range would be answered in another shape
+        request.scope["headers"] = [(n, v) for n, v in request.scope["headers"] if n != b"range"]
         response = await self._outputs.response(
             request.path_params["name"], headers=OUTPUT_HEADERS, body=request.method != "HEAD"
         )
@@ -236,6 +242,7 @@ class Endpoints:
         links = [f"{root}/{FOLDER}/{name}" for name in names]
         return processing(
             body,
+            self._defaults,
             identity=job.id,
             prefix=job.file_prefix,
             eta=await self._dispatcher.eta(job.id),

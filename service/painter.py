@@ -18,10 +18,10 @@ from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from engine import EngineError, InpaintRequest, InpaintResult, InputError, RequestCancelled
+from engine import Bundle, EngineError, InpaintRequest, InpaintResult, InputError, RequestCancelled
 from engine.image import encode_jpeg, encode_png
 from service.decoding import PictureDecoder
-from service.errors import ApiError, FetchError, refused_value
+from service.errors import ApiError, refused_value
 from service.inputs import PictureReader
 from service.jobs import Job
 from service.metrics import Metrics
@@ -29,7 +29,6 @@ from service.responses import success
 from service.safety import blacken, install
 from service.schema import Body
 from service.storage import CONTENT_TYPES, FOLDER, Storage, file_name
-from service.urls import Target
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +56,11 @@ class PictureTicket(Protocol):
 
 class PictureEngine(Protocol):
     """What makes the pictures: ``engine.Engine`` here, or one in a process of its own."""
+
+    @property
+    def bundle(self) -> Bundle:
+        """What it makes them with; says what is done where a request does not."""
+        ...
 
     def submit(self, request: InpaintRequest, /) -> PictureTicket:
         """Take a request without waiting for its picture."""
@@ -229,24 +233,6 @@ def refuse_unchecked(body: Body, safety_checker: str | None) -> None:
             f"The safety checker is not available on this server; `{install()}` and a restart "
             "mend that.",
         )
-
-
-def refuse_unserved(body: Body, safety_checker: str | None) -> None:
-    """Say so when a request needs what this server cannot do, instead of leaving it out.
-
-    Args:
-        body: What is asked.
-        safety_checker: The name of the engine's safety checker, if it has one.
-
-    Raises:
-        ApiError: 503 for the safety checker, 400 for a webhook that is no URL.
-    """
-    if body.webhook is not None:
-        try:
-            Target.parse(body.webhook)
-        except FetchError as exc:
-            raise ApiError(400, "The webhook must be an http or https URL.") from exc
-    refuse_unchecked(body, safety_checker)
 
 
 async def _all(work: Mapping[str, Awaitable[T]]) -> dict[str, T]:

@@ -9,6 +9,7 @@ from typing import Any, Final
 from starlette.responses import JSONResponse
 
 from engine import InpaintResult
+from engine.manifest import Defaults
 from service.errors import ApiError
 from service.inputs import summary
 from service.schema import Body
@@ -56,12 +57,20 @@ def success(
 
 
 def processing(
-    body: Body, *, identity: int, prefix: str, eta: float, fetch_result: str, links: Sequence[str]
+    body: Body,
+    defaults: Defaults,
+    *,
+    identity: int,
+    prefix: str,
+    eta: float,
+    fetch_result: str,
+    links: Sequence[str],
 ) -> dict[str, Any]:
     """The body of the answer to a request whose pictures are not made yet.
 
     Args:
         body: What was asked.
+        defaults: What the engine takes for what was not.
         identity: The id of the job.
         prefix: The part of the pictures' names that cannot be guessed.
         eta: Seconds until it will be done.
@@ -76,7 +85,7 @@ def processing(
         "fetch_result": fetch_result,
         "id": identity,
         "output": [],
-        "meta": meta(body, prefix=prefix),
+        "meta": meta(body, prefix=prefix) | _chosen(body, defaults),
         "future_links": list(links),
     }
 
@@ -107,6 +116,16 @@ def meta(body: Body, *, prefix: str) -> dict[str, Any]:
         "webhook": body.webhook,
         "width": body.width,
     } | {field: summary(value) for field, value in body.pictures.items()}
+
+
+def _chosen(body: Body, defaults: Defaults) -> dict[str, Any]:
+    """What the engine will do, asked for or not: strict clients take no null for a number."""
+    guidance = body.guidance_scale
+    return {
+        "guidance_scale": defaults.guidance_scale if guidance is None else guidance,
+        "scheduler": body.scheduler or defaults.scheduler,
+        "steps": body.num_inference_steps or defaults.num_inference_steps,
+    }
 
 
 def _how(result: InpaintResult) -> dict[str, Any]:

@@ -23,37 +23,40 @@ from pydantic import (
     model_validator,
 )
 
-from engine.request import Region
-from engine.schedulers import DIFFUSERS_CLASSES
-from service.errors import ApiError, words
+from engine.request import MAX_PROMPT_CHARACTERS, Region
+from engine.schedulers import DIFFUSERS_CLASSES, SCHEDULERS
+from service.errors import ApiError, FetchError, words
+from service.urls import Target
 
 MAX_SEED: Final = 2**53 - 1
 RANDOM_SEEDS: Final = 2**32
 MAX_TRACK_ID_CHARACTERS: Final = 1024
-MAX_NAME_CHARACTERS: Final = 100
 
-SCHEDULERS: Final = {kind: name for name, kind in reversed(DIFFUSERS_CLASSES.items())}
-"""Names that clients of the hosted API send, and ours."""
+CLASSES: Final = {kind: name for name, kind in reversed(DIFFUSERS_CLASSES.items())}
+"""The engine's names of schedulers by diffusers' classes, which clients of the hosted API send."""
 
-_TRUE: Final = ("true", "yes", "1")
-_FALSE: Final = ("false", "no", "0")
+TRUE: Final = ("true", "yes", "1")
+FALSE: Final = ("false", "no", "0")
+_SHOWN_CHARACTERS: Final = 100
 
 
 def _refuse(info: ValidationInfo, sentence: str) -> ValueError:
     return ValueError(f"The {words(info.field_name or 'request')} {sentence}")
 
 
-def _boolean(value: Any, info: ValidationInfo) -> bool:
+def as_boolean(value: Any, info: ValidationInfo) -> bool:
+    """A JSON boolean, or one of the words and numbers that clients write for it."""
     word = value.strip().lower() if isinstance(value, str) else value
     if isinstance(word, bool):
         return word
     text = str(int(word)) if word in (0, 1) else word
-    if text in _TRUE or text in _FALSE:
-        return text in _TRUE
+    if text in TRUE or text in FALSE:
+        return text in TRUE
     raise _refuse(info, "must be true or false.")
 
 
-def _text(value: Any, info: ValidationInfo) -> str:
+def as_text(value: Any, info: ValidationInfo) -> str:
+    """Text that can be written down as UTF-8."""
     if not isinstance(value, str):
         raise _refuse(info, "must be a string.")
     try:
@@ -63,12 +66,34 @@ def _text(value: Any, info: ValidationInfo) -> str:
     return value
 
 
-def _track_id(value: Any, info: ValidationInfo) -> str | int:
+def as_prompt(value: Any, info: ValidationInfo) -> str:
+    """Text that is not too long for the engine."""
+    text = as_text(value, info)
+    if len(text) > MAX_PROMPT_CHARACTERS:
+        allowed = f"at most {MAX_PROMPT_CHARACTERS} characters are allowed"
+        raise _refuse(info, f"has {len(text)} characters; {allowed}.")
+    return text
+
+
+def as_webhook(value: Any, info: ValidationInfo) -> str:
+    """The address of a receiver."""
+    text = as_text(value, info)
+    try:
+        Target.parse(text)
+    except FetchError:
+        raise _refuse(info, "must be an http or https URL.") from None
+    return text
+
+
+def as_track_id(value: Any, info: ValidationInfo) -> str | int:
+    """Short text, or an integer that every JSON parser keeps."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_SEED:
         return value
     if not isinstance(value, str) or len(value) > MAX_TRACK_ID_CHARACTERS:
         raise _refuse(info, f"must be a string of at most {MAX_TRACK_ID_CHARACTERS} characters.")
-    return _text(value, info)
+    return as_text(value, info)
 
 
 def _number(value: Any) -> float | int | None:
@@ -86,7 +111,7 @@ def _number(value: Any) -> float | int | None:
     return value if isinstance(value, int) or math.isfinite(value) else None
 
 
-class _Range:
+class Range:
     """Bounds of a number: coerces it, and says which bounds were left."""
 
     def __init__(self, low: int, high: int, *, integral: bool = True) -> None:
@@ -101,13 +126,16 @@ class _Range:
         return int(number) if self.integral else float(number)
 
 
-def _name(value: Any, info: ValidationInfo) -> str:
-    if not isinstance(value, str) or len(value) > MAX_NAME_CHARACTERS:
-        raise _refuse(info, f"must be a string of at most {MAX_NAME_CHARACTERS} characters.")
-    return _text(value, info).strip()
+def as_scheduler(value: Any, info: ValidationInfo) -> str:
+    """The engine's name of a scheduler that is given by that name or by diffusers' class."""
+    name = as_text(value, info).strip()
+    name = CLASSES.get(name, name)
+    if name not in SCHEDULERS:
+        raise _refuse(info, f"is {name[:_SHOWN_CHARACTERS]!r}; allowed: {', '.join(SCHEDULERS)}.")
+    return name
 
 
-class _Word:
+class Word:
     """A word out of a few, in any case; some of them have other spellings."""
 
     def __init__(self, *words: str, spellings: Mapping[str, str] | None = None) -> None:
@@ -121,10 +149,11 @@ class _Word:
         return word
 
 
-Text = Annotated[str, BeforeValidator(_text)]
-Boolean = Annotated[bool, BeforeValidator(_boolean)]
-Side = Annotated[int, BeforeValidator(_Range(64, 1024))]
-Seed = Annotated[int, BeforeValidator(_Range(-1, MAX_SEED))]
+Text = Annotated[str, BeforeValidator(as_text)]
+Prompt = Annotated[str, BeforeValidator(as_prompt)]
+Boolean = Annotated[bool, BeforeValidator(as_boolean)]
+Side = Annotated[int, BeforeValidator(Range(64, 1024))]
+Seed = Annotated[int, BeforeValidator(Range(-1, MAX_SEED))]
 
 
 class Body(BaseModel):
@@ -136,24 +165,24 @@ class Body(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", validate_default=False)
 
-    prompt: Text
-    negative_prompt: Text = ""
+    prompt: Prompt
+    negative_prompt: Prompt = ""
     width: Side = 512
     height: Side = 512
-    samples: Annotated[int, BeforeValidator(_Range(1, 4))] = 1
+    samples: Annotated[int, BeforeValidator(Range(1, 4))] = 1
     safety_checker: Boolean = False
     base64: Boolean = False
     seed: Seed = Field(default=-1)
     instant_response: Boolean = False
-    webhook: Text | None = None
-    track_id: Annotated[str | int | None, BeforeValidator(_track_id)] = None
-    num_inference_steps: Annotated[int | None, BeforeValidator(_Range(1, 50))] = None
-    guidance_scale: Annotated[float | None, BeforeValidator(_Range(1, 20, integral=False))] = None
-    scheduler: Annotated[str | None, BeforeValidator(_name)] = None
+    webhook: Annotated[str | None, BeforeValidator(as_webhook)] = None
+    track_id: Annotated[str | int | None, BeforeValidator(as_track_id)] = None
+    num_inference_steps: Annotated[int | None, BeforeValidator(Range(1, 50))] = None
+    guidance_scale: Annotated[float | None, BeforeValidator(Range(1, 20, integral=False))] = None
+    scheduler: Annotated[str | None, BeforeValidator(as_scheduler)] = None
     output_format: Annotated[
-        Literal["png", "jpg"], BeforeValidator(_Word("png", "jpg", spellings={"jpeg": "jpg"}))
+        Literal["png", "jpg"], BeforeValidator(Word("png", "jpg", spellings={"jpeg": "jpg"}))
     ] = "png"
-    deadline_ms: Annotated[int | None, BeforeValidator(_Range(1, 600_000))] = None
+    deadline_ms: Annotated[int | None, BeforeValidator(Range(1, 600_000))] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -208,9 +237,8 @@ class Body(BaseModel):
             field = str(error["loc"][0]) if error["loc"] else "request"
             message = str(error["ctx"]["error"]) if "ctx" in error else f"{field}: {error['msg']}"
             raise ApiError(400, message) from None
-        scheduler = body.scheduler and SCHEDULERS.get(body.scheduler, body.scheduler)
         seed = secrets.randbelow(RANDOM_SEEDS) if body.seed == -1 else body.seed
-        return body.model_copy(update={"seed": seed, "scheduler": scheduler})
+        return body.model_copy(update={"seed": seed})
 
 
 class Text2ImgBody(Body):
@@ -221,7 +249,7 @@ class Img2ImgBody(Body):
     """The body of ``POST /api/v6/realtime/img2img``: everything is painted, over a picture."""
 
     init_image: Text
-    strength: Annotated[float, BeforeValidator(_Range(0, 1, integral=False))] = 0.7
+    strength: Annotated[float, BeforeValidator(Range(0, 1, integral=False))] = 0.7
 
     @property
     def pictures(self) -> Mapping[str, str]:
@@ -236,7 +264,7 @@ class InpaintBody(Img2ImgBody):
     """The body of ``POST /api/v6/realtime/inpaint``: the white part of the mask is painted."""
 
     mask_image: Text
-    region: Annotated[Region, BeforeValidator(_Word("auto", "full", "mask"))] = "auto"
+    region: Annotated[Region, BeforeValidator(Word("auto", "full", "mask"))] = "auto"
 
     @property
     def pictures(self) -> Mapping[str, str]:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.schedulers import SCHEDULERS
 from service.errors import ApiError
 from service.schema import InpaintBody, parse_json
 
@@ -92,6 +93,7 @@ def test_null_and_blank_are_absent_for_every_optional_field(absent: str | None) 
         ("track_id", "abc", "abc"),
         ("track_id", 0, 0),
         ("track_id", "0", "0"),
+        ("track_id", 5.0, 5),
         ("negative_prompt", "bad quality", "bad quality"),
         ("output_format", "PNG", "png"),
         ("output_format", "jpeg", "jpg"),
@@ -157,6 +159,20 @@ SENTENCES: list[tuple[str, Any, str]] = [
     ),
     ("track_id", ["a"], "The track id must be a string of at most 1024 characters."),
     ("track_id", "a" * 1025, "The track id must be a string of at most 1024 characters."),
+    *(
+        (
+            name,
+            "a" * 10_001,
+            f"The {name.replace('_', ' ')} has 10001 characters; "
+            "at most 10000 characters are allowed.",
+        )
+        for name in ("prompt", "negative_prompt")
+    ),
+    ("webhook", "ftp://a/b", "The webhook must be an http or https URL."),
+    ("webhook", "nonsense", "The webhook must be an http or https URL."),
+    ("track_id", 5.5, "The track id must be a string of at most 1024 characters."),
+    ("scheduler", 5, "The scheduler must be a string."),
+    ("scheduler", "abacus", f"The scheduler is 'abacus'; allowed: {', '.join(SCHEDULERS)}."),
     ("output_format", "gif", "The output format must be one of png, jpg."),
     ("region", "hole", "The region must be one of auto, full, mask."),
     ("region", 5, "The region must be one of auto, full, mask."),
