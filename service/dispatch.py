@@ -10,13 +10,15 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
+from engine import InpaintRequest
 from service.errors import ApiError
-from service.jobs import Job, JobStore, Limits, NewJob, QueueFull, StoreError
-from service.painter import Painted, Painter
+from service.jobs import Job, JobStore, Limits, NewJob, QueueFull, State, StoreError
+from service.painter import Painter
 from service.schema import KINDS, Body
 
 logger = logging.getLogger(__name__)
@@ -60,6 +62,11 @@ class Dispatcher:
         self._working: dict[int, asyncio.Task[None]] = {}
         self._waiters: dict[int, asyncio.Event] = {}
         self._refusals: dict[int, ApiError] = {}
+        self._answers: dict[int, Mapping[str, Any]] = {}
+        self._full_for: dict[str | None, QueueFull] = {}  # by key; None: for everybody
+        self._departures = 0  # how often jobs have left the queue
+        self._waiting = True  # whether a job may be in the queue; the store alone knows for sure
+        self._reserved = 0  # slots of jobs that are being claimed
         self._wake = asyncio.Event()
         self._draining = False
         self._seconds = _FIRST_GUESS
@@ -92,26 +99,33 @@ class Dispatcher:
         """Whether nothing more is begun."""
         return self._draining
 
+    def refuse_if_full(self, key: str | None = None) -> None:
+        """Refuse a request that the queue would refuse, without asking it: at little cost.
+
+        The store said that the queue is full, and no job has left it since. Without a key, only
+        what holds for every key counts.
+
+        Raises:
+            ApiError: 429 or 503 when the queue is full, 503 when the server stops.
+        """
+        if self._draining:
+            raise ApiError(503, "The server is stopping.", headers={"Retry-After": "10"})
+        full = self._full_for.get(None) or self._full_for.get(key)
+        if full is not None:
+            raise self._full(full)
+
     async def accept(self, body: Body, *, kind: str, key: str, root: str, prefix: str) -> Job:
         """Put a checked request into the queue; it is on the disk when this returns.
+
+        Where a slot is free and nobody waits, it is begun at once.
 
         Raises:
             ApiError: 429 or 503 when the queue is full, 503 when it cannot be kept.
         """
-        if self._draining:
-            raise ApiError(503, "The server is stopping.", headers={"Retry-After": "10"})
-        deadline = None if body.deadline_ms is None else time.time() + body.deadline_ms / 1000
-        new = NewJob(
-            kind=kind,
-            key=key,
-            request=await asyncio.to_thread(body.to_document, root=root),
-            file_prefix=prefix,
-            webhook=body.webhook,
-            track_id=body.track_id,
-            deadline=deadline,
-        )
+        self.refuse_if_full(key)
+        keeping = self._keep(body, kind=kind, key=key, root=root, prefix=prefix)
         try:
-            job = await asyncio.to_thread(self._store.accept, new, limits=self._limits)
+            return await asyncio.shield(asyncio.ensure_future(keeping))
         except QueueFull as exc:
             raise self._full(exc) from exc
         except StoreError as exc:
@@ -119,8 +133,46 @@ class Dispatcher:
             raise ApiError(
                 503, "The request cannot be kept now.", headers={"Retry-After": "5"}
             ) from exc
+
+    async def _keep(self, body: Body, *, kind: str, key: str, root: str, prefix: str) -> Job:
+        """Write a job down. One that is likely to begin at once has its pictures decoded
+        meanwhile: the disk and the decoder do not need each other."""
+        begin = self._free_slots > 0 and not self._waiting and not self._draining
+        departures = self._departures
+        begun = None
+        if begin:
+            preparing = asyncio.create_task(self._painter.prepare(body, root=root))
+            begun = _Begun(body=body, root=root, preparing=preparing)
+        self._reserved += begin
+        try:
+            deadline = None if body.deadline_ms is None else time.time() + body.deadline_ms / 1000
+            new = NewJob(
+                kind=kind,
+                key=key,
+                request=await asyncio.to_thread(body.to_document, root=root),
+                file_prefix=prefix,
+                webhook=body.webhook,
+                track_id=body.track_id,
+                deadline=deadline,
+            )
+            accept = partial(self._store.accept, new, limits=self._limits, begin=begin)
+            job = await asyncio.to_thread(accept)
+        except BaseException as exc:
+            if begun is not None:
+                await begun.drop()
+            if isinstance(exc, QueueFull) and departures == self._departures:
+                self._full_for[key if exc.scope == "key" else None] = exc
+            raise
+        finally:
+            self._reserved -= begin
         self._waiters[job.id] = asyncio.Event()
-        self._wake.set()
+        if job.state is State.RUNNING:
+            self._begin(job, begun)
+        else:
+            self._waiting = True
+            self._wake.set()
+            if begun is not None:
+                await begun.drop()
         return job
 
     async def ended(self, job_id: int) -> None:
@@ -133,10 +185,15 @@ class Dispatcher:
         """Why a job failed, with its status code, while its client still waits."""
         return self._refusals.get(job_id)
 
+    def answer(self, job_id: int) -> Mapping[str, Any] | None:
+        """The answer of a job that is done and in the store, while its client still waits."""
+        return self._answers.get(job_id)
+
     def forget(self, job_id: int) -> None:
         """Nobody waits for a job any longer."""
         self._waiters.pop(job_id, None)
         self._refusals.pop(job_id, None)
+        self._answers.pop(job_id, None)
 
     async def abandon(self, job_id: int) -> None:
         """The only one who wanted a job has gone: take it from the queue, or stop working on it."""
@@ -145,6 +202,7 @@ class Dispatcher:
             task.cancel(LEFT)
         else:
             await asyncio.to_thread(self._store.cancel, job_id)
+            self._departed()
         self.forget(job_id)
 
     async def eta(self, job_id: int) -> float:
@@ -166,36 +224,66 @@ class Dispatcher:
         while not self._draining:
             await self._wake.wait()
             self._wake.clear()
-            free = self._slots - len(self._working)
-            if free <= 0 or self._draining:
+            free = self._free_slots
+            if free <= 0 or not self._waiting or self._draining:
                 continue
+            self._waiting = False  # from here on, whoever comes sets it again
+            self._reserved += free
             try:
                 overdue = await asyncio.to_thread(self._store.fail_overdue)
                 jobs = await asyncio.to_thread(self._store.claim, free)
             except StoreError:
                 logger.exception("the queue cannot be read")
                 await asyncio.sleep(_RETRY_SECONDS)
+                self._waiting = True
                 self._wake.set()
                 continue
+            finally:
+                self._reserved -= free
+            self._departed()
             for job_id in overdue:
                 self._told(job_id)
             for job in jobs:
-                task = asyncio.create_task(self._work(job), name=f"job-{job.id}")
-                self._working[job.id] = task
-                task.add_done_callback(partial(self._free, job.id))
+                self._begin(job)
             if len(jobs) == free:
+                self._waiting = True
                 self._wake.set()
+
+    def _departed(self) -> None:
+        """Jobs have left the queue: it may have room."""
+        self._departures += 1
+        self._full_for.clear()
+
+    @property
+    def _free_slots(self) -> int:
+        return self._slots - len(self._working) - self._reserved
+
+    def _begin(self, job: Job, begun: _Begun | None = None) -> None:
+        """Work on a claimed job: from where it stands, or else from the store's document of it."""
+        task = asyncio.create_task(self._work(job, begun), name=f"job-{job.id}")
+        self._working[job.id] = task
+        task.add_done_callback(partial(self._free, job.id))
 
     def _free(self, job_id: int, _: object) -> None:
         self._working.pop(job_id, None)
         self._wake.set()
 
-    async def _work(self, job: Job) -> None:
+    async def _work(self, job: Job, begun: _Begun | None) -> None:
         """One job from claim to outcome, whatever happens on the way."""
         begin = time.monotonic()
         outcome: Callable[[], object]
+        answer: Mapping[str, Any] | None = None
         try:
-            painted = await self._paint(job)
+            if begun is None:
+                assert job.request is not None
+                # in a thread: it may hold megabytes of base64
+                read = KINDS[job.kind].from_document
+                body, root = await asyncio.to_thread(read, job.request)
+                request = await self._painter.prepare(body, root=root)
+            else:
+                body, root = begun.body, begun.root
+                request = await begun.preparing
+            painted = await self._painter.paint(job, body, request, root=root)
         except ApiError as exc:
             self._refusals[job.id] = exc
             outcome = partial(self._store.fail, job.id, job.attempt, exc.message)
@@ -210,6 +298,7 @@ class Dispatcher:
             outcome = partial(self._store.fail, job.id, job.attempt, FAILED)
         else:
             self._seconds += _SMOOTHING * (time.monotonic() - begin - self._seconds)
+            answer = painted.answer
             outcome = partial(
                 self._store.finish,
                 job.id,
@@ -218,23 +307,21 @@ class Dispatcher:
                 files=painted.files,
                 webhook_answer=painted.webhook_answer,
             )
-        await asyncio.shield(asyncio.ensure_future(self._end(job, outcome)))
+        await asyncio.shield(asyncio.ensure_future(self._end(job, outcome, answer)))
 
-    async def _paint(self, job: Job) -> Painted:
-        assert job.request is not None
-        # in a thread: it may hold megabytes of base64
-        body, root = await asyncio.to_thread(KINDS[job.kind].from_document, job.request)
-        return await self._painter.paint(job, body, root=root)
-
-    async def _end(self, job: Job, outcome: Callable[[], object]) -> None:
+    async def _end(
+        self, job: Job, outcome: Callable[[], object], answer: Mapping[str, Any] | None
+    ) -> None:
         """Write the outcome down, however long the store needs, then tell those who wait."""
         while True:
             try:
-                await asyncio.to_thread(outcome)
+                written = await asyncio.to_thread(outcome)
                 break
             except StoreError:
                 logger.exception("the outcome of job %d cannot be kept", job.id)
                 await asyncio.sleep(_RETRY_SECONDS)
+        if written is True and answer is not None and job.id in self._waiters:
+            self._answers[job.id] = answer
         self._told(job.id)
         with contextlib.suppress(Exception):
             self._on_end()
@@ -245,3 +332,17 @@ class Dispatcher:
             waiter.set()
         else:
             self._refusals.pop(job_id, None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Begun:
+    """What is there of a job before the store has it."""
+
+    body: Body
+    root: str
+    preparing: asyncio.Task[InpaintRequest]
+
+    async def drop(self) -> None:
+        """It will not be needed."""
+        self.preparing.cancel()
+        await asyncio.gather(self.preparing, return_exceptions=True)

@@ -76,7 +76,9 @@ class Endpoints:
 
     async def paint(self, kind: str, request: Request) -> Response:
         """``POST`` of inpaint, img2img and text2img: accept, wait a while, answer."""
+        self._dispatcher.refuse_if_full()
         values, key = await self._asked(request)
+        self._dispatcher.refuse_if_full(key)
         body = KINDS[kind].parse(values)
         refuse_unserved(body)
         root = self._root(request)
@@ -88,6 +90,9 @@ class Endpoints:
                 gone = await self._wait(request, job, body)
                 if gone:
                     return Response(status_code=499)
+                made = self._dispatcher.answer(job.id)
+                if made is not None:
+                    return JSONResponse(made)
                 await self._keep_deadline(job, body)
             return JSONResponse(await self._answer(job.id, key, root, request_failed=True))
         finally:

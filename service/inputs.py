@@ -72,9 +72,9 @@ class PictureReader:
                     return await asyncio.to_thread(own.read_bytes)
                 return await self._fetcher.fetch(value.strip())
             if scheme == "data":
-                return self._decode(_payload(value))
+                return await asyncio.to_thread(lambda: self._decode(_payload(value)))
             if scheme is None:
-                return self._decode(value)
+                return await asyncio.to_thread(self._decode, value)
             raise FetchError(f"scheme {scheme!r}", reason=WRONG_KIND)
         except FetchError as exc:
             logger.warning("%s: %s", field, exc)

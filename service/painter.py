@@ -83,12 +83,32 @@ class Painter:
         self._outputs = outputs
         self._base64_mode = base64_mode
 
-    async def paint(self, job: Job, body: Body, *, root: str) -> Painted:
+    async def prepare(self, body: Body, *, root: str) -> InpaintRequest:
+        """Get and decode the pictures that came with a request.
+
+        Args:
+            body: The checked request.
+            root: The address that clients reach this server at.
+
+        Returns:
+            What the engine is to be asked.
+
+        Raises:
+            ApiError: With the answer that the client gets instead.
+        """
+        pictures = await self._read(body, root=root)
+        try:
+            return await asyncio.to_thread(_request, body, pictures)
+        except InputError as exc:
+            raise refused_value(exc) from exc
+
+    async def paint(self, job: Job, body: Body, request: InpaintRequest, *, root: str) -> Painted:
         """Make the pictures of a job. When the task is cancelled, so is the engine's work.
 
         Args:
             job: Whose id and file names are used.
             body: The checked request.
+            request: What ``prepare`` made of it.
             root: The address that clients reach this server at.
 
         Returns:
@@ -97,10 +117,7 @@ class Painter:
         Raises:
             ApiError: With the answer that the client gets instead.
         """
-        pictures = await self._read(body, root=root)
         try:
-            request = await asyncio.to_thread(_request, body, pictures)
-            del pictures
             result = await _finished(await _submitted(self._engine, request))
         except InputError as exc:
             raise refused_value(exc) from exc
