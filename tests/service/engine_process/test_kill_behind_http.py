@@ -29,7 +29,10 @@ from tests.service.engine_process.helpers import POISON, kill, until
 from tests.service.live import serving
 
 KILLS = int(os.environ.get("EDGEFILL_TEST_KILLS_CHILD", "3"))
-CLIENTS = 4
+BUSY, CASUAL = 4, 3
+"""Clients that ask again at once, so that they are inside when it dies, and those that ask now and
+then, so that they come while it is being replaced and wait outside."""
+
 FETCH = "/api/v6/realtime/fetch"
 INPAINT = "/api/v6/realtime/inpaint"
 INSIDE = re.compile(r"was killed by SIGKILL with (\d+) request\(s\) inside")
@@ -107,7 +110,9 @@ def test_only_what_is_inside_is_tried_again(
     with (
         EngineProcess.open(bundle, device="cpu", threads=1, factory=POISON) as process,
         serving(
-            create_app(settings.model_copy(update={"slots": CLIENTS}), noted := Noted(process))
+            create_app(
+                settings.model_copy(update={"slots": BUSY + CASUAL}), noted := Noted(process)
+            )
         ) as client,
     ):
         first = client.post(INPAINT, json=body).json()
@@ -127,15 +132,22 @@ def test_only_what_is_inside_is_tried_again(
             clients.seen[f"readyz {httpx.get(f'{url}/readyz').status_code}"] += 1
             clients.slowest_ready = max(clients.slowest_ready, time.monotonic() - begin)
 
-        for _ in range(CLIENTS + 2):  # more than there are slots: some wait outside
-            clients.start(picture, 0.01)
+        for pause in [0.0] * BUSY + [0.2] * CASUAL:
+            clients.start(picture, pause)
         clients.start(fetch, 0.05)
         clients.start(ready, 0.02)
-        rng = random.Random(3)
+        rng, outside = random.Random(3), 0
         for i in range(KILLS):
-            # Nobody's third attempt is put at risk: that would be a verdict, not a crash.
-            until(lambda: clients.over.is_set() or _safe(noted.tickets))
-            time.sleep(rng.random() * 0.2)
+            # Every other one comes while those of the last are tried again, one at a time, and
+            # others wait outside. Then they must get through: a third death would be a verdict
+            # and not a crash.
+            if i % 2 == 0:
+                until(lambda: clients.over.is_set() or _safe(noted.tickets))
+            else:
+                end = time.monotonic() + 2
+                until(lambda end=end: time.monotonic() > end or _outside(noted.tickets))  # type: ignore[misc]
+            outside += _outside(noted.tickets)
+            time.sleep(rng.random() * 0.05)
             if clients.over.is_set():
                 break
             kill(process)
@@ -146,7 +158,8 @@ def test_only_what_is_inside_is_tried_again(
     again = sum((count - 1) * tickets for count, tickets in attempts.items())
     print(
         f"\nengine process: kills: {KILLS}, pictures: {sum(attempts.values())}, "
-        f"inside: {sum(deaths)}, tried again: {again}, attempts: {dict(sorted(attempts.items()))}, "
+        f"inside: {sum(deaths)}, outside: {outside}, tried again: {again}, "
+        f"attempts: {dict(sorted(attempts.items()))}, "
         f"answers: {dict(clients.seen)}, slowest /readyz: {clients.slowest_ready * 1e3:.0f} ms"
     )
     assert process.restarts == len(deaths) == KILLS
@@ -157,5 +170,9 @@ def test_only_what_is_inside_is_tried_again(
 
 
 def _safe(tickets: list[ProcessTicket]) -> bool:
-    last = tickets[-4 * CLIENTS :]
-    return bool(last) and all(ticket.done() or ticket.attempts < 2 for ticket in last)
+    return bool(tickets) and all(ticket.done() or ticket.attempts < 2 for ticket in tickets)
+
+
+def _outside(tickets: list[ProcessTicket]) -> int:
+    """How many wait for their first attempt."""
+    return sum(not ticket.done() and ticket.attempts == 0 for ticket in tickets)
