@@ -1,4 +1,4 @@
-"""``edgefill``: inpaint, serve, jobs, export, doctor.
+"""``edgefill``: inpaint, serve, jobs, export, bench, doctor.
 
 Exit codes: 0 when the work was done, 1 when it failed, 2 for wrong usage, 130 when interrupted,
 141 when the reader of the output has gone.
@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from service.commands import doctor, export, inpaint, jobs, serve
+from service.commands import bench, doctor, export, inpaint, jobs, serve
 from service.console import (
     INTERRUPTED,
     READER_GONE,
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, help="print the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (inpaint, serve, jobs, export, doctor):
+    for command in (inpaint, serve, jobs, export, bench, doctor):
         command.add(commands)
     return parser
 

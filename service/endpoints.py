@@ -89,7 +89,9 @@ class Endpoints:
 
     async def paint(self, kind: str, request: Request) -> Response:
         """``POST`` of inpaint, img2img and text2img: accept, wait a while, answer."""
+        self._dispatcher.refuse_if_full()
         values, key = await self._asked(request)
+        self._dispatcher.refuse_if_full(key)
         body = KINDS[kind].parse(values)
         refuse_unchecked(body, self._safety_checker)
         root = self._root(request)
@@ -104,10 +106,13 @@ class Endpoints:
                     gone = await self._wait(request, job, body)
                 if gone:
                     return Response(status_code=499)
+                made = self._dispatcher.waiters.answer_of(job.id)
+                if made is not None:
+                    return JSONResponse(made)
                 await self._keep_deadline(job, body)
             return JSONResponse(await self._answer(job.id, key, root, request_failed=True))
         finally:
-            self._dispatcher.forget(job.id)
+            self._dispatcher.waiters.forget(job.id)
 
     async def fetch(self, request: Request) -> Response:
         """``POST`` and ``GET /fetch/{id}``: the answer as far as it is there."""
@@ -175,7 +180,7 @@ class Endpoints:
         seconds = self._settings.wait_seconds
         if body.deadline_ms is not None:
             seconds = min(seconds, body.deadline_ms / 1000)
-        ended = asyncio.create_task(self._dispatcher.ended(job.id))
+        ended = asyncio.create_task(self._dispatcher.waiters.ended(job.id))
         gone = asyncio.create_task(_disconnected(request.receive))
         try:
             await asyncio.wait({ended, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -230,7 +235,7 @@ class Endpoints:
         if job.state is State.DONE and job.answer is not None:
             return dict(job.answer)
         if job.state in (State.FAILED, State.CANCELLED):
-            refusal = self._dispatcher.refusal(job_id)
+            refusal = self._dispatcher.waiters.refusal_of(job_id)
             message = job.message or FAILED
             if request_failed:
                 raise refusal or ApiError(503 if job.deadline else 500, message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hashlib
@@ -25,6 +26,11 @@ def scheme_of(value: str) -> str | None:
     """The URL scheme in lower case, or None for base64, whose alphabet has no colon."""
     match = _SCHEME.match(value)
     return match.group(1).lower() if match else None
+
+
+def is_inline(value: str) -> bool:
+    """Whether a picture came with the request itself, so that nothing has to be fetched."""
+    return scheme_of(value) in ("data", None)
 
 
 def summary(value: str) -> str:
@@ -70,9 +76,9 @@ class PictureReader:
                     return own
                 return await self._fetcher.fetch(value.strip(), owner=owner)
             if scheme == "data":
-                return self._decode(_payload(value))
+                return await asyncio.to_thread(lambda: self._decode(_payload(value)))
             if scheme is None:
-                return self._decode(value)
+                return await asyncio.to_thread(self._decode, value)
             raise FetchError(f"other scheme, {len(scheme)} characters", reason=WRONG_KIND)
         except FetchError as exc:
             logger.warning("%s: %s", field, exc)

@@ -101,12 +101,35 @@ class Painter:
         self._base64_mode = base64_mode
         self._metrics = metrics or Metrics()
 
-    async def paint(self, job: Job, body: Body, *, root: str) -> Painted:
+    async def prepare(self, body: Body, *, root: str, owner: str = "") -> InpaintRequest:
+        """Get and decode the pictures that came with a request.
+
+        Args:
+            body: The checked request.
+            root: The address that clients reach this server at.
+            owner: For whom pictures are fetched; see ``PictureReader.read``.
+
+        Returns:
+            What the engine is to be asked.
+
+        Raises:
+            ApiError: With the answer that the client gets instead.
+        """
+        with self._metrics.stage("fetch"):
+            pictures = await self._read(body, root=root, owner=owner)
+        try:
+            with self._metrics.stage("decode"):
+                return _request(body, await self._decode(pictures))
+        except InputError as exc:
+            raise refused_value(exc) from exc
+
+    async def paint(self, job: Job, body: Body, request: InpaintRequest, *, root: str) -> Painted:
         """Make the pictures of a job. When the task is cancelled, so is the engine's work.
 
         Args:
             job: Whose id and file names are used.
             body: The checked request.
+            request: What ``prepare`` made of it.
             root: The address that clients reach this server at.
 
         Returns:
@@ -118,11 +141,6 @@ class Painter:
         """
         refuse_unchecked(body, safety_checker_of(self._engine))
         try:
-            with self._metrics.stage("fetch"):
-                pictures = await self._read(body, root=root, owner=job.owner)
-            with self._metrics.stage("decode"):
-                request = _request(body, await self._decode(pictures))
-            del pictures
             result = await _finished(await _submitted(self._engine, request))
         except InputError as exc:
             raise refused_value(exc) from exc

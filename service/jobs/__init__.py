@@ -8,7 +8,8 @@ called from any number of threads at once; from a coroutine, call it by ``asynci
     store.recover()                -> Recovery(requeued ids, failed ids): what a crash left over
     store.accept(NewJob(kind="inpaint", key=key, request=json_text, file_prefix=prefix,
                         webhook=None, track_id=None, deadline=None),
-                 limits=Limits(per_key=20, total=200))  -> Job; raises QueueFull
+                 limits=Limits(per_key=20, total=200))  -> Job; raises QueueFull; with begin=True
+                                   it is claimed at once where nobody waits
     store.claim(limit)             -> list[Job]: oldest first, running now, attempt + 1
     store.finish(job.id, job.attempt, answer=body, files=names)  -> bool: False = fence lost
     store.fail(job.id, job.attempt, message)                     -> bool: False = fence lost

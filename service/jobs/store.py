@@ -82,8 +82,13 @@ class JobStore(JobReader):
             return False
         return True
 
-    def accept(self, new: NewJob, *, limits: Limits) -> Job:
+    def accept(self, new: NewJob, *, limits: Limits, begin: bool = False) -> Job:
         """Queue a job. When this returns, the job survives a crash and a power cut.
+
+        Args:
+            new: What is asked.
+            limits: How many may wait.
+            begin: Claim it in the same transaction, if no other job waits.
 
         Raises:
             QueueFull: When the key, or all keys together, have as many queued jobs as allowed.
@@ -91,8 +96,7 @@ class JobStore(JobReader):
             StoreError: When it could not be written.
         """
         host = None if new.webhook is None else Target.parse(new.webhook).host
-        digest = self._digest(new.key)
-
+        digest, now = self._digest(new.key), self._clock()
         values = {
             "kind": new.kind,
             "key_digest": digest,
@@ -104,7 +108,7 @@ class JobStore(JobReader):
             "webhook_host": host,
             "track_id": json.dumps(new.track_id),
             "deadline": new.deadline,
-            "accepted_at": self._clock(),
+            "accepted_at": now,
             "files": "[]",
         }
 
@@ -113,9 +117,12 @@ class JobStore(JobReader):
             mine = jobs.c.key_digest == digest
             if rows.count(connection, is_in(State.QUEUED), mine) >= limits.per_key:
                 raise QueueFull("key", limits.per_key)
-            if rows.count(connection, is_in(State.QUEUED)) >= limits.total:
+            waiting = rows.count(connection, is_in(State.QUEUED))
+            if waiting >= limits.total:
                 raise QueueFull("all", limits.total)
-            return rows.job(rows.add(connection, values, request=new.request), request=new.request)
+            claimed = self._claimed(now) if begin and not waiting else {}
+            row = rows.add(connection, values | claimed, request=new.request)
+            return rows.job(row, request=new.request)
 
         return self._database.write(work)
 
@@ -291,6 +298,15 @@ class JobStore(JobReader):
         while removed := self._database.write(work):
             names.extend(name for row in removed for name in json.loads(row.files))
         return names
+
+    def _claimed(self, now: float) -> dict[str, Any]:
+        """What makes a new job one that this run works on."""
+        return {
+            "state": State.RUNNING,
+            "attempt": 1,
+            "boot_id": self._boot_id,
+            "started_at": now,
+        }
 
     def _fence(self, attempt: int) -> tuple[ColumnElement[bool], ...]:
         """What an outcome must meet: the attempt it comes from is still the one that counts."""

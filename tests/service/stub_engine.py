@@ -86,7 +86,10 @@ class StubEngine:
                 ticket.settle(Ticket.cancellation())
                 return
             time.sleep(0.01)
-        ticket.settle(self.error or fill(request))
+        ticket.settle(self.error or self._fill(request))
+
+    def _fill(self, request: InpaintRequest) -> InpaintResult:
+        return fill(request)
 
 
 def fill(request: InpaintRequest) -> InpaintResult:

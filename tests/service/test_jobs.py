@@ -66,6 +66,21 @@ class StoreContract:
         yield store
         store.close()
 
+    def test_a_job_can_be_claimed_as_it_is_accepted(self, store: JobStore, url: str) -> None:
+        first = store.accept(new_job(), limits=WIDE, begin=True)
+        assert (first.state, first.attempt) == (State.RUNNING, 1)
+        waits = store.accept(new_job(), limits=WIDE)
+        behind = store.accept(new_job(), limits=WIDE, begin=True)
+        assert waits.state is behind.state is State.QUEUED
+        assert [job.id for job in store.claim(5)] == [waits.id, behind.id]
+        assert store.finish(first.id, 1, answer={"status": "success"})
+        left = store.accept(new_job(), limits=WIDE, begin=True)
+        after = JobStore.open(url, boot_id="second")
+        try:
+            assert left.id in after.recover().requeued
+        finally:
+            after.close()
+
     def test_a_job_from_queue_to_answer(self, store: JobStore, clock: Clock) -> None:
         accepted = store.accept(
             new_job(track_id="mine", webhook="https://Hooks.example./x?y=1"), limits=WIDE

@@ -1,0 +1,124 @@
+"""``edgefill bench``: numbers with their conditions."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from service.commands.arguments import add_engine
+from service.console import USAGE, CommandError, reason
+
+if TYPE_CHECKING:
+    from service.commands.arguments import Commands
+
+Measure = Callable[[argparse.Namespace], dict[str, Any]]
+
+
+def add(commands: Commands) -> None:
+    """Describe the command and what it measures."""
+    parser = commands.add_parser(
+        "bench",
+        help="measure how fast it is here",
+        description="Measure, and say under which conditions.",
+        allow_abbrev=False,
+    )
+    actions = parser.add_subparsers(title="measurements", metavar="WHAT", required=True)
+    latency = actions.add_parser(
+        "latency", help="one 512x512 picture, stage by stage", allow_abbrev=False
+    )
+    add_engine(latency)
+    load = actions.add_parser(
+        "load", help="what the service adds to a picture, and overload", allow_abbrev=False
+    )
+    load.add_argument(
+        "--seconds",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="how long each of the four cases of overload lasts; 0: none (default: 60)",
+    )
+    load.add_argument(
+        "--lanes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="pictures that the engine of the overload makes at a time (default: 1)",
+    )
+    for action, run, default in ((latency, _latency, 20), (load, _load, 40)):
+        action.add_argument(
+            "--repetitions",
+            type=int,
+            default=default,
+            metavar="N",
+            help=f"how often a picture is made (default: {default})",
+        )
+        action.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
+        action.set_defaults(run=_reported(run))
+
+
+def _reported(measure: Measure) -> Callable[[argparse.Namespace], int]:
+    """Measure, print, and keep the figures."""
+
+    def run(arguments: argparse.Namespace) -> int:
+        from bench import report
+
+        if arguments.repetitions < 1:
+            least = f"--repetitions is {arguments.repetitions}; must be at least 1"
+            raise CommandError(least, code=USAGE)
+        found = {"conditions": report.conditions()} | measure(arguments)
+        for name, figures in found.items():
+            print(report.show(name.replace("_", " "), figures))
+        if arguments.json is not None:
+            try:
+                report.save(arguments.json, found)
+            except OSError as exc:
+                raise CommandError(f"cannot write {arguments.json}: {reason(exc)}") from exc
+        return 0
+
+    return run
+
+
+def _latency(arguments: argparse.Namespace) -> dict[str, Any]:
+    from bench import latency
+    from engine import EngineError
+
+    try:
+        return latency.measure(
+            bundle=arguments.bundle,
+            device=arguments.device or "auto",
+            repetitions=arguments.repetitions,
+        )
+    except EngineError as exc:
+        raise CommandError(
+            str(exc), hint="`edgefill doctor` shows what works on this machine"
+        ) from exc
+
+
+def _load(arguments: argparse.Namespace) -> dict[str, Any]:
+    from bench import load, overhead
+    from bench.client import ClientError
+    from bench.server import ServerError
+    from engine import EngineError
+
+    if arguments.seconds and arguments.seconds < load.LEAST_SECONDS:
+        least = f"must be 0 or at least {load.LEAST_SECONDS:g}"
+        raise CommandError(f"--seconds is {arguments.seconds:g}; {least}", code=USAGE)
+    if arguments.lanes < 1:
+        raise CommandError(f"--lanes is {arguments.lanes}; must be at least 1", code=USAGE)
+    try:
+        found = {"face_overhead": overhead.measure(repetitions=arguments.repetitions, tell=_tell)}
+        if arguments.seconds:
+            found["overload"] = load.measure(
+                seconds=arguments.seconds, lanes=arguments.lanes, tell=_tell
+            )
+    except (ServerError, ClientError, EngineError, OSError) as exc:
+        raise CommandError(str(exc)) from exc
+    return found
+
+
+def _tell(text: str) -> None:
+    if sys.stderr is not None:
+        print(text, file=sys.stderr, flush=True)
