@@ -32,6 +32,9 @@ LEAST_GOODPUT: Final = 0.95
 and the queue's limits."""
 
 MANY_KEYS: Final = 20
+IDLE_SECONDS: Final = 3.0
+"""The server closes a connection after 5 idle seconds."""
+
 MEGABYTE: Final = 1e6
 
 
@@ -198,23 +201,35 @@ class _Pool:
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._idle: list[Connection] = []
+        self._idle: list[tuple[float, Connection]] = []
 
     async def ask(self, request: bytes) -> Reply:
         """Ask on an idle connection, or a new one; a broken one is not used again."""
-        connection = self._idle.pop() if self._idle else await Connection.open(self._port)
+        connection = self._fresh() or await Connection.open(self._port)
         try:
             reply = await connection.ask(request)
         except BaseException:
             connection.close()
             raise
-        self._idle.append(connection)
+        self._idle.append((time.monotonic(), connection))
         return reply
+
+    def _fresh(self) -> Connection | None:
+        """The connection used last, unless the server may be about to close it."""
+        if not self._idle:
+            return None
+        since, connection = self._idle.pop()
+        if time.monotonic() - since < IDLE_SECONDS:
+            return connection
+        connection.close()
+        self.close()  # the others have been idle for longer
+        return None
 
     def close(self) -> None:
         """Hang up."""
-        for connection in self._idle:
+        for _, connection in self._idle:
             connection.close()
+        self._idle.clear()
 
 
 def _figures(
