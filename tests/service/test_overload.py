@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from service.app import create_app
 from service.commands.serve import listener
+from service.decoding import PictureDecoder
 from service.dispatch import Dispatcher
 from service.errors import ApiError
 from service.inputs import PictureReader
@@ -20,7 +22,7 @@ from service.jobs import Job, JobStore, Limits, QueueFull, State, default_url
 from service.painter import Painter
 from service.schema import InpaintBody
 from service.settings import Settings
-from service.storage import OutputFolder
+from service.storage import FOLDER, open_storage
 from tests.service.conftest import data_uri
 from tests.service.live import serving
 from tests.service.stub_engine import StubEngine
@@ -99,23 +101,36 @@ def store(tmp_path: Path) -> Iterator[JobStore]:
     store.close()
 
 
-def _dispatcher(store: JobStore, settings: Settings, engine: StubEngine) -> Dispatcher:
-    outputs = OutputFolder(settings.data_dir)
-    outputs.open()
-    painter = Painter(engine, PictureReader(None, max_bytes=10**6), outputs)  # type: ignore[arg-type]
-    return Dispatcher(store, painter, slots=1, limits=Limits(per_key=1, total=9))
+@pytest.fixture
+def decoder(settings: Settings) -> Iterator[PictureDecoder]:
+    with contextlib.closing(PictureDecoder.open(limits=settings.picture_limits)) as decoder:
+        yield decoder
+
+
+def _dispatcher(
+    store: JobStore, settings: Settings, engine: StubEngine, decoder: PictureDecoder
+) -> Dispatcher:
+    outputs = open_storage(None, settings.data_dir)
+    (settings.data_dir / FOLDER).mkdir(parents=True)
+    painter = Painter(engine, PictureReader(None, max_bytes=10**6), decoder, outputs)  # type: ignore[arg-type]
+    limits = Limits(per_key=1, total=9)
+    return Dispatcher(store, painter, slots=1, limits=limits, trouble=outputs.trouble)
 
 
 def test_a_refusal_that_comes_after_a_departure_is_not_kept(
-    store: JobStore, settings: Settings, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    store: JobStore,
+    settings: Settings,
+    body: dict[str, Any],
+    decoder: PictureDecoder,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Else a queue that is empty by then would refuse for ever."""
-    dispatcher = _dispatcher(store, settings, StubEngine())
+    dispatcher = _dispatcher(store, settings, StubEngine(), decoder)
     how: dict[str, Any] = {"kind": "inpaint", "key": "k", "root": "", "prefix": "p" * 24}
 
     def accept(*_: object, **__: object) -> Job:
         if leaves:
-            dispatcher._departed()
+            dispatcher._fullness.departed()
         raise QueueFull("key", 1)
 
     monkeypatch.setattr(store, "accept", accept)
@@ -136,6 +151,7 @@ def test_a_free_slot_is_taken_in_the_transaction_that_accepts(
     settings: Settings,
     body: dict[str, Any],
     gated: GatedEngine,
+    decoder: PictureDecoder,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     how: dict[str, Any] = {"kind": "inpaint", "key": "k", "root": "", "prefix": "p" * 24}
@@ -145,7 +161,7 @@ def test_a_free_slot_is_taken_in_the_transaction_that_accepts(
     monkeypatch.setattr(store, "claim", lambda limit: claims.append(limit) or claim(limit))
 
     async def run() -> None:
-        dispatcher = _dispatcher(store, settings, gated)
+        dispatcher = _dispatcher(store, settings, gated, decoder)
         await dispatcher.start()
         while dispatcher._waiting or dispatcher._reserved:  # it looks once for what was left over
             await asyncio.sleep(0.005)
@@ -155,15 +171,15 @@ def test_a_free_slot_is_taken_in_the_transaction_that_accepts(
         assert second.state is State.QUEUED
         gated.gate.set()
         for job in (first, second):
-            await asyncio.wait_for(dispatcher.ended(job.id), 20)
+            await asyncio.wait_for(dispatcher.waiters.ended(job.id), 20)
             done = store.show(job.id)
             assert done is not None
             assert (done.state, done.attempt) == (State.DONE, 1)
-            answer = dispatcher.answer(job.id)
+            answer = dispatcher.waiters.answer_of(job.id)
             assert answer is not None
             assert answer == done.answer
-            dispatcher.forget(job.id)
-            assert dispatcher.answer(job.id) is None
+            dispatcher.waiters.forget(job.id)
+            assert dispatcher.waiters.answer_of(job.id) is None
         await dispatcher.drain(5)
 
     asyncio.run(run())
