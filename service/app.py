@@ -94,7 +94,7 @@ def create_app(settings: Settings, engine: PictureEngine | None = None) -> Starl
     app = Starlette(
         routes=routes,
         middleware=[
-            Middleware(OriginGuard, policy=settings.origin_policy, public=f"/{FOLDER}/"),
+            Middleware(OriginGuard, policy=settings.origin_policy, guarded="/api/"),
             everywhere,
         ],
         exception_handlers={

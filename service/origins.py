@@ -75,17 +75,18 @@ class OriginGuard:
     Args:
         app: What is guarded.
         policy: Whose pages may use it.
-        public: Start of the paths that every page may load, since their names cannot be guessed.
+        guarded: Start of the paths that are. What lies elsewhere is for every page: pictures whose
+            names cannot be guessed, and what does no work.
     """
 
-    def __init__(self, app: ASGIApp, *, policy: OriginPolicy, public: str) -> None:
+    def __init__(self, app: ASGIApp, *, policy: OriginPolicy, guarded: str) -> None:
         self._app = app
         self._policy = policy
-        self._public = public
+        self._guarded = guarded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] == "http" and not scope["path"].startswith(self._public):
+        if scope["type"] == "http" and scope["path"].startswith(self._guarded):
             origin = Headers(scope=scope).get("origin")
             if origin is not None and not self._policy.permits(origin):
                 await error_response(ApiError(403, REFUSED))(scope, receive, send)

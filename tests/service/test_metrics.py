@@ -8,6 +8,7 @@ import json
 import os
 import re
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,7 @@ def test_clients_that_leave_and_deadlines_that_pass(
         until(lambda: series(client)[cancelled] == 2)
         assert client.post(path, json=body | {"deadline_ms": 100}).status_code == 503
         client.post(path, json=body | {"deadline_ms": 100, "instant_response": True})
+        time.sleep(0.15)  # past the deadline
         stub.delay = 0
         until(lambda: series(client)[cancelled] == 4)
         after = series(client)

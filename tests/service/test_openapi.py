@@ -23,7 +23,10 @@ from tests.service.stub_engine import StubEngine
 from tests.service.test_schema import ANYTHING
 
 INPAINT = "RealtimeInpaintRequest"
-UNDESCRIBED = {"/metrics", "/"}
+UNDESCRIBED = {
+    *("/", "/favicon.ico", "/playground/{file}"),
+    *("/metrics", "/v2/health/live", "/v2/health/ready"),
+}
 """Routes that are not for the contract's clients."""
 
 NARROWER = {
