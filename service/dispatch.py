@@ -18,7 +18,7 @@ from typing import Any, Final
 from engine import InpaintRequest
 from service.errors import ApiError, StorageError, unkept
 from service.fullness import Fullness
-from service.inputs import is_inline
+from service.inputs import is_link
 from service.jobs import Job, JobStore, Limits, NewJob, QueueFull, State, StoreError
 from service.logs import bind_job
 from service.metrics import Metrics
@@ -166,7 +166,7 @@ class Dispatcher:
         begin = self._free_slots > 0 and not self._waiting and not self._draining
         departures = self._fullness.departures
         begun = None
-        if begin and all(map(is_inline, body.pictures.values())):
+        if begin and not any(map(is_link, body.pictures.values())):
             preparing = asyncio.create_task(self._painter.prepare(body, root=root))
             begun = _Begun(body=body, root=root, preparing=preparing)
         self._reserved += begin

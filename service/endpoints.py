@@ -19,7 +19,7 @@ from service.bodies import BodyReader
 from service.decoding import PictureDecoder
 from service.dispatch import FAILED, Dispatcher
 from service.errors import ApiError, refused_value, unkept
-from service.inputs import PictureReader
+from service.inputs import PictureReader, is_link
 from service.jobs import Job, JobStore, State
 from service.logs import bind_job
 from service.metrics import Metrics
@@ -94,6 +94,8 @@ class Endpoints:
         self._dispatcher.refuse_if_full(key)
         body = KINDS[kind].parse(values)
         refuse_unchecked(body, self._safety_checker)
+        if body.instant_response:
+            await self._refuse_unreadable(body)
         root = self._root(request)
         job = await self._dispatcher.accept(
             body, kind=kind, key=key, root=root, prefix=new_prefix()
@@ -160,6 +162,22 @@ class Endpoints:
         if response is None:
             raise ApiError(404, "There is no such picture.")
         return response
+
+    async def _refuse_unreadable(self, body: Body) -> None:
+        """Look at the pictures that came with a request nobody waits for: now is the last time
+        that it can be answered with a status code. Their pixels are left for later.
+
+        Raises:
+            ApiError: 400 for what is no PNG or JPEG within the limits.
+        """
+        for field, value in body.pictures.items():
+            if is_link(value):
+                continue
+            picture = await self._reader.read(field, value)
+            try:
+                await asyncio.to_thread(sniff, picture, field=field, limits=self._decoder.limits)
+            except InputError as exc:
+                raise refused_value(exc) from exc
 
     async def _asked(self, request: Request, *, empty: bool = False) -> tuple[dict[str, Any], str]:
         """The body's values and the key that came with them.

@@ -28,14 +28,14 @@ def scheme_of(value: str) -> str | None:
     return match.group(1).lower() if match else None
 
 
-def is_inline(value: str) -> bool:
-    """Whether a picture came with the request itself, so that nothing has to be fetched."""
-    return scheme_of(value) in ("data", None)
+def is_link(value: str) -> bool:
+    """Whether a picture has to be fetched, since it did not come with the request itself."""
+    return scheme_of(value) in ("http", "https")
 
 
 def summary(value: str) -> str:
     """What an answer shows of a picture that was sent: its URL, or a short digest."""
-    if scheme_of(value) in ("http", "https"):
+    if is_link(value):
         return value.strip()[:_SHOWN_URL_CHARACTERS]
     return "sha256:" + hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
@@ -70,7 +70,7 @@ class PictureReader:
         """
         scheme = scheme_of(value)
         try:
-            if scheme in ("http", "https"):
+            if is_link(value):
                 own = await self._own(value.strip(), root)
                 if own is not None:
                     return own

@@ -102,13 +102,15 @@ def test_another_keys_job_is_not_there(client: httpx.Client, body: dict[str, Any
     assert fetched(client, answer)["status"] == "success"
 
 
-def test_a_job_that_fails_after_it_was_accepted(client: httpx.Client, body: dict[str, Any]) -> None:
-    broken = body | {"instant_response": True, "init_image": "QUJD"}
+def test_a_job_that_fails_after_it_was_accepted(
+    client: httpx.Client, body: dict[str, Any], pictures: Origin
+) -> None:
+    broken = body | {"instant_response": True, "init_image": f"{pictures.url}/gone.png"}
     answer = client.post(PATH, json=broken).json()
     done = fetched(client, answer)
     assert done == {
         "status": "error",
-        "message": "The init image is neither a PNG nor a JPEG picture.",
+        "message": "The init image could not be fetched from its URL.",
         "id": answer["id"],
     }
 
@@ -284,3 +286,21 @@ def test_answers_and_pictures_expire(settings: Settings, body: dict[str, Any]) -
     asyncio.run(expiry(late, outputs, retention=0.01))
     assert not list((settings.data_dir / "outputs").iterdir())
     late.close()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("init_image", "data:image/png;base64,aGVsbG8=", "is neither a PNG nor a JPEG"),
+        ("mask_image", "****", "is not valid base64"),
+        ("init_image", "ftp://a.example/b.png", "must be an http or https URL"),
+        ("mask_image", "data:image/png,plain", "is a data URI without base64"),
+    ],
+)
+def test_what_is_no_picture_is_refused_before_it_is_queued(
+    client: httpx.Client, body: dict[str, Any], field: str, value: str, words: str
+) -> None:
+    response = client.post(PATH, json=body | {"instant_response": True, field: value})
+    assert response.status_code == 400
+    assert words in response.json()["message"]
+    assert response.json()["message"].startswith(f"The {field.replace('_', ' ')} ")
