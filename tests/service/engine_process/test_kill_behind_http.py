@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
-from engine import InpaintRequest
+from engine import Bundle, InpaintRequest
 from service.app import create_app
 from service.engine_process import EngineProcess, ProcessTicket
 from service.settings import Settings
@@ -44,6 +44,10 @@ class Noted:
     def __init__(self, process: EngineProcess) -> None:
         self.process = process
         self.tickets: list[ProcessTicket] = []
+
+    @property
+    def bundle(self) -> Bundle:
+        return self.process.bundle
 
     @property
     def ready(self) -> bool:
