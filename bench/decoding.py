@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import statistics
 import time
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from bench import report
 from engine.image import decode_mask, decode_picture, encode_jpeg, encode_png
 from service.decoding import PictureDecoder
 from service.settings import Settings
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         size = f"{name} {chosen.side}x{chosen.side}"
         print(f"{size:24}" + "{thread_ms:10.2f}{processes_ms:12.2f}{more_ms:8.2f}".format(**row))
     if chosen.json is not None:
-        chosen.json.write_text(json.dumps(figures, indent=2) + "\n")
+        report.save(chosen.json, {"conditions": report.conditions()} | figures)
     return 0
 
 

@@ -138,7 +138,9 @@ def header_field(chance: random.Random, data: bytes, others: Sequence[bytes]) ->
     fields = list(struct.unpack(">IIBBBBB", chunks[0][1]))
     at = chance.randrange(7)
     near = fields[at] + chance.choice((-8, -1, 1, 8, 100))
-    fields[at] = min(max(0, near), 2**32 - 1) if at < 2 else chance.choice((0, 1, 2, 3, 4, 6, 8, 16))
+    fields[at] = (
+        min(max(0, near), 2**32 - 1) if at < 2 else chance.choice((0, 1, 2, 3, 4, 6, 8, 16))
+    )
     if at < 2 and chance.random() < 0.2:
         fields[at] = chance.choice(_NUMBERS)
     return _png([(b"IHDR", struct.pack(">IIBBBBB", *fields)), *chunks[1:]])

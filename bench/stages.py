@@ -77,7 +77,7 @@ def _once(
     runner: asyncio.Runner,
     timed: _Timed,
 ) -> None:
-    """One request by hand, as the service does it in threads."""
+    """One request by hand, stage after stage."""
     body = timed("parse", lambda: InpaintBody.parse(parse_json(raw)))
     document = timed("document", lambda: body.to_document(root="http://127.0.0.1"))
     prefix = new_prefix()

@@ -1,6 +1,6 @@
 """An engine that sleeps instead of painting, in the child process of a real service.
 
-    python -m bench.stub --seconds 0.1 --lanes 1 [--slots N]
+    python -m bench.stub --seconds 0.1 --lanes 1
 
 serves as ``edgefill serve`` does, settings from the environment: the same application, job store
 and engine process; only the networks are missing. The picture that comes back is the one sent, its

@@ -22,8 +22,6 @@ from engine.orientation import upright
 Rgb = npt.NDArray[np.uint8]
 Grey = npt.NDArray[np.uint8]
 
-MAX_SIDE: Final = LIMITS.max_side
-MAX_PIXELS: Final = LIMITS.max_pixels
 MAX_BYTES: Final = LIMITS.max_bytes
 
 _BAND: Final = 1 << 19

@@ -8,6 +8,7 @@ import functools
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Final
 
 from starlette.applications import Starlette
@@ -26,6 +27,7 @@ from service.endpoints import NOT_READY, Endpoints, expiry
 from service.engine_process import EngineProcess
 from service.errors import ApiError, StorageError, unkept
 from service.fetch import HttpFetcher
+from service.gauges import engine_state
 from service.inputs import PictureReader
 from service.jobs import JobStore, Limits, default_url, new_boot_id
 from service.metrics import Metrics
@@ -37,7 +39,7 @@ from service.safety import find, tell
 from service.schema import KINDS
 from service.settings import Settings
 from service.storage import FOLDER, Storage, open_storage
-from service.watch import Parts, Watch
+from service.watch import STOPPED, Parts, Watch
 from service.webhooks import Deliverer, parse_secrets
 
 logger = logging.getLogger(__name__)
@@ -189,7 +191,7 @@ class _Life:
                 ),
                 slots=settings.slots,
                 limits=Limits(per_key=settings.queue_limit, total=settings.queue_total),
-                trouble=outputs.trouble,
+                trouble=partial(_trouble, engine, outputs),
                 on_end=deliverer.wake,
                 metrics=self.metrics,
             )
@@ -235,6 +237,13 @@ def _describing(public_url: str | None) -> Callable[[Request], Awaitable[Respons
         return JSONResponse(described)
 
     return describe
+
+
+async def _trouble(engine: PictureEngine, outputs: Storage) -> str | None:
+    """Why nothing should be begun now: jobs that wait are for the process that works again."""
+    if engine_state(engine) == "stopped":
+        return STOPPED
+    return await outputs.trouble()
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -30,7 +30,7 @@ class Keys:
         Raises:
             ApiError: 401 when there is none, or not a right one.
         """
-        candidates = (body.get("key"), headers.get("key"), _bearer(headers))
+        candidates = (body.get("key"), _text(headers.get("key")), _text(_bearer(headers)))
         key = next((key for key in candidates if not is_absent(key)), None)
         if key is None:
             raise ApiError(401, "API key required")
@@ -46,7 +46,7 @@ class Keys:
         Raises:
             ApiError: 401.
         """
-        key = headers.get("key")
+        key = _text(headers.get("key"))
         if not is_absent(key) and not self._knows(str(key)):
             raise ApiError(401, "Invalid API key")
 
@@ -54,6 +54,17 @@ class Keys:
         digest = _digest(key)
         found = [hmac.compare_digest(digest, known) for known in self._digests]
         return any(found) or not found
+
+
+def _text(header: str | None) -> str | None:
+    """A header's value with its bytes read as UTF-8, as in a body, where they are that; the
+    framework reads them as Latin-1."""
+    if header is None:
+        return None
+    try:
+        return header.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return header
 
 
 def _digest(key: str) -> bytes:

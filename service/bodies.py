@@ -14,7 +14,7 @@ from typing import Final
 
 from starlette.requests import ClientDisconnect, Request
 
-from service.errors import ApiError
+from service.errors import BUSY, ApiError
 from service.pace import collect
 
 BODY_SECONDS: Final = 30.0
@@ -59,8 +59,7 @@ class BodyReader:
             if taken + count > self._limit:
                 raise self._too_large()
             if count > self._free:
-                sentence = "The server is busy. Please try again later."
-                raise ApiError(503, sentence, headers={"Retry-After": "1"})
+                raise ApiError(503, BUSY, headers={"Retry-After": "1"})
             self._free -= count
             taken += count
 

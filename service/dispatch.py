@@ -1,4 +1,4 @@
-"""From an accepted job to a finished one: who is worked on, who waits for it, how long it takes.
+"""From an accepted job to a finished one: who is worked on, and how long the others wait.
 
 A job is in the store before it is anywhere else, and its outcome is in the store before anybody is
 told. In memory there is only what a restart may lose: who waits, and what is under way.
@@ -8,35 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
-from engine import InpaintRequest
-from service.errors import ApiError, StorageError, unkept
+from service.errors import BUSY, ApiError, unkept
 from service.fullness import Fullness
 from service.inputs import is_link
 from service.jobs import Job, JobStore, Limits, NewJob, QueueFull, State, StoreError
-from service.logs import bind_job
 from service.metrics import Metrics
 from service.painter import Painter
-from service.schema import KINDS, Body
+from service.runner import RETRY_SECONDS, Begun, Runner
+from service.schema import Body
 from service.waiters import Waiters
 
 logger = logging.getLogger(__name__)
 
-_FIRST_GUESS: Final = 2.0
-"""Seconds a job is thought to take before one was measured."""
+OVERDUE_SECONDS: Final = 1.0
+"""How often waiting jobs are looked through for deadlines that have passed."""
 
-_SMOOTHING: Final = 0.2
-_RETRY_SECONDS: Final = 1.0
-"""How soon a store that failed is asked again."""
-
-FAILED: Final = "The engine failed to make the picture."
-LEFT: Final = "The client left before the picture was made."
+OUTCOME_SECONDS: Final = 5.0
+"""How long a stopping server tries to keep outcomes: the next start recovers what is left."""
 
 
 class Dispatcher:
@@ -76,14 +71,18 @@ class Dispatcher:
         self._held: str | None = None
         self._on_end = on_end
         self._metrics = metrics or Metrics()
+        self._runner = Runner(
+            store, painter, waiters=self.waiters, on_end=on_end, metrics=self._metrics
+        )
         self._working: dict[int, asyncio.Task[None]] = {}
         self._fullness = Fullness()
         self._waiting = True  # whether a job may be in the queue; the store alone knows for sure
         self._reserved = 0  # slots of jobs that are being claimed
+        self._unwanted: set[int] = set()  # jobs whose only client has gone
         self._wake = asyncio.Event()
         self._draining = False
-        self._seconds = _FIRST_GUESS
         self._loop: asyncio.Task[None] | None = None
+        self._clock: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Take up what an earlier process left over, and begin."""
@@ -95,6 +94,7 @@ class Dispatcher:
             await asyncio.to_thread(self._count_ended, recovery.failed, "failed")
         self._loop = asyncio.create_task(self._claim())
         self._loop.add_done_callback(_say_if_broken)
+        self._clock = asyncio.create_task(self._keep_deadlines())
         self._wake.set()
         self._on_end()
 
@@ -104,11 +104,16 @@ class Dispatcher:
         self._wake.set()
         if self._loop is not None:
             await asyncio.wait([self._loop])
+        if self._clock is not None:
+            self._clock.cancel()
+        while self._reserved:  # a request that is being accepted may yet begin
+            await asyncio.sleep(0.01)
         if self._working:
             await asyncio.wait(self._working.values(), timeout=seconds)
         for task in list(self._working.values()):
             task.cancel()
-        await asyncio.gather(*self._working.values(), return_exceptions=True)
+        if self._working:
+            await asyncio.wait(self._working.values(), timeout=OUTCOME_SECONDS)
 
     @property
     def draining(self) -> bool:
@@ -168,7 +173,7 @@ class Dispatcher:
         begun = None
         if begin and not any(map(is_link, body.pictures.values())):
             preparing = asyncio.create_task(self._painter.prepare(body, root=root))
-            begun = _Begun(body=body, root=root, preparing=preparing)
+            begun = Begun(body=body, root=root, preparing=preparing)
         self._reserved += begin
         try:
             deadline = None if body.deadline_ms is None else time.time() + body.deadline_ms / 1000
@@ -191,6 +196,7 @@ class Dispatcher:
             raise
         finally:
             self._reserved -= begin
+            self._wake.set()  # whoever came meanwhile found no free slot
         self._metrics.accepted(kind)
         self.waiters.expect(job.id)
         if job.state is State.RUNNING:
@@ -200,32 +206,59 @@ class Dispatcher:
             self._wake.set()
             if begun is not None:
                 await begun.drop()
-        return job
+        return dataclasses.replace(job, request=None)
 
     async def abandon(self, job_id: int) -> None:
         """The only one who wanted a job has gone: take it from the queue, or stop working on it."""
-        task = self._working.get(job_id)
-        if task is not None:
-            task.cancel(LEFT)
-        elif await asyncio.to_thread(self._store.cancel, job_id):
+        self.waiters.forget(job_id)
+        self._unwanted.add(job_id)
+        await asyncio.sleep(0)  # a task that is cancelled before its first step never runs
+        if job_id not in self._working and await asyncio.to_thread(self._store.cancel, job_id):
             self._fullness.departed()
             await asyncio.to_thread(self._count_ended, [job_id], "cancelled")
-        self.waiters.forget(job_id)
+        task = self._working.get(job_id)
+        if task is not None:
+            task.cancel()
+        elif not self._reserved:  # else the store may have given it out already: see _begin
+            self._unwanted.discard(job_id)
+
+    async def fail_overdue(self) -> None:
+        """Fail the waiting jobs whose deadline has passed, and tell those who wait for them.
+
+        Raises:
+            StoreError: When the store cannot be written.
+        """
+        overdue = await asyncio.to_thread(self._store.fail_overdue)
+        if not overdue:
+            return
+        self._fullness.departed()
+        await asyncio.to_thread(self._count_ended, overdue, "cancelled")
+        for job_id in overdue:
+            self.waiters.tell(job_id)
+        self._on_end()
+
+    async def _keep_deadlines(self) -> None:
+        """A deadline passes also while nothing else happens."""
+        while True:
+            await asyncio.sleep(OVERDUE_SECONDS)
+            try:
+                await self.fail_overdue()
+            except StoreError:
+                logger.exception("deadlines cannot be kept")
 
     async def eta(self, job_id: int) -> float:
         """Seconds until a job will be done, from what jobs took lately and how many are before."""
         before = await asyncio.to_thread(self._store.position, job_id) or 0
         rounds = (before + len(self._working)) / self._slots
-        return round(max(1.0, self._seconds * (1.0 + rounds)), 1)
+        return round(max(1.0, self._runner.seconds * (1.0 + rounds)), 1)
 
     def _full(self, exc: QueueFull) -> ApiError:
-        seconds = max(1, round(self._seconds))
+        seconds = max(1, round(self._runner.seconds))
         headers = {"Retry-After": str(seconds)}
         if exc.scope == "key":
             message = f"Rate limit exceeded. Maximum {exc.limit} queued requests allowed."
             return ApiError(429, message, headers=headers, extra={"retry_after": seconds})
-        message = "The server is busy. Please try again later."
-        return ApiError(503, message, headers=headers, reason="queue_full_all")
+        return ApiError(503, BUSY, headers=headers, reason="queue_full_all")
 
     async def _claim(self) -> None:
         """Fill free slots with the oldest waiting jobs, whenever something has changed."""
@@ -238,26 +271,21 @@ class Dispatcher:
             self._waiting = False  # from here on, whoever comes sets it again
             self._reserved += free
             try:
-                overdue = await asyncio.to_thread(self._store.fail_overdue)
                 held = await self._holding()
                 jobs = [] if held else await asyncio.to_thread(self._store.claim, free)
+                for job in jobs:  # before the slots are given back
+                    self._begin(job)
             except StoreError:
                 logger.exception("the queue cannot be read")
-                await asyncio.sleep(_RETRY_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
                 self._waiting = True
                 self._wake.set()
                 continue
             finally:
                 self._reserved -= free
             self._fullness.departed()
-            if overdue:
-                await asyncio.to_thread(self._count_ended, overdue, "cancelled")
-            for job_id in overdue:
-                self.waiters.tell(job_id)
-            for job in jobs:
-                self._begin(job)
             if held:
-                await asyncio.sleep(_RETRY_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
             if held or len(jobs) == free:
                 self._waiting = True
                 self._wake.set()
@@ -275,92 +303,19 @@ class Dispatcher:
             logger.info("work goes on")
         return self._held is not None
 
-    def _begin(self, job: Job, begun: _Begun | None = None) -> None:
+    def _begin(self, job: Job, begun: Begun | None = None) -> None:
         """Work on a claimed job: from where it stands, or else from the store's document of it."""
-        task = asyncio.create_task(self._work(job, begun), name=f"job-{job.id}")
+        unwanted = partial(self._unwanted.__contains__, job.id)
+        task = asyncio.create_task(self._runner.run(job, begun, unwanted), name=f"job-{job.id}")
         self._working[job.id] = task
         task.add_done_callback(partial(self._free, job.id))
+        if job.id in self._unwanted:
+            asyncio.get_running_loop().call_soon(task.cancel)  # after its first step
 
     def _free(self, job_id: int, _: object) -> None:
         self._working.pop(job_id, None)
+        self._unwanted.discard(job_id)
         self._wake.set()
-
-    async def _work(self, job: Job, begun: _Begun | None) -> None:
-        """One job from claim to outcome, whatever happens on the way."""
-        bind_job(job.id)
-        self._metrics.took("waiting", (job.started_at or job.accepted_at) - job.accepted_at)
-        begin = time.monotonic()
-        outcome: Callable[[], object]
-        how: str | None = "failed"
-        answer: Mapping[str, Any] | None = None
-        try:
-            if begun is None:
-                assert job.request is not None
-                # in a thread: it may hold megabytes of base64
-                read = KINDS[job.kind].from_document
-                body, root = await asyncio.to_thread(read, job.request)
-                request = await self._painter.prepare(body, root=root, owner=job.owner)
-            else:
-                body, root = begun.body, begun.root
-                request = await begun.preparing
-            painted = await self._painter.paint(job, body, request, root=root)
-        except ApiError as exc:
-            self.waiters.refuse(job.id, exc)
-            how = "refused" if exc.status < 500 else "failed"
-            outcome = partial(self._store.fail, job.id, job.attempt, exc.message)
-        except StorageError as exc:
-            logger.error("job %d: the storage failed: %s", job.id, exc)
-            self.waiters.refuse(job.id, unkept(exc.reason))
-            outcome = partial(self._store.fail, job.id, job.attempt, exc.reason)
-        except asyncio.CancelledError as exc:
-            if exc.args == (LEFT,):
-                how = "cancelled"
-                outcome = partial(self._store.fail, job.id, job.attempt, LEFT)
-            else:  # the server stops: the job runs again after the next start
-                how = None
-                outcome = partial(self._store.requeue, job.id, job.attempt, crashed=False)
-        except Exception:
-            logger.exception("job %d failed", job.id)
-            self.waiters.refuse(job.id, ApiError(500, FAILED))
-            outcome = partial(self._store.fail, job.id, job.attempt, FAILED)
-        else:
-            seconds = time.monotonic() - begin
-            self._seconds += _SMOOTHING * (seconds - self._seconds)
-            self._metrics.took("total", seconds)
-            how = "done"
-            answer = painted.answer
-            outcome = partial(
-                self._store.finish,
-                job.id,
-                job.attempt,
-                answer=painted.answer,
-                files=painted.files,
-                webhook_answer=painted.webhook_answer,
-            )
-        await asyncio.shield(asyncio.ensure_future(self._end(job, outcome, how, answer)))
-
-    async def _end(
-        self,
-        job: Job,
-        outcome: Callable[[], object],
-        how: str | None,
-        answer: Mapping[str, Any] | None,
-    ) -> None:
-        """Write the outcome down, however long the store needs, then tell those who wait."""
-        while True:
-            try:
-                written = await asyncio.to_thread(outcome)
-                break
-            except StoreError:
-                logger.exception("the outcome of job %d cannot be kept", job.id)
-                await asyncio.sleep(_RETRY_SECONDS)
-        if written and how is not None:
-            self._metrics.ended(job.kind, how)
-        if written is True and answer is not None:
-            self.waiters.answer(job.id, answer)
-        self.waiters.tell(job.id)
-        with contextlib.suppress(Exception):
-            self._on_end()
 
     def _count_ended(self, job_ids: Iterable[int], how: str) -> None:
         """Count jobs that ended without having been worked on here. In a thread: it reads."""
@@ -369,20 +324,6 @@ class Dispatcher:
                 job = self._store.show(job_id)
                 if job is not None:
                     self._metrics.ended(job.kind, how)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Begun:
-    """What is there of a job before the store has it."""
-
-    body: Body
-    root: str
-    preparing: asyncio.Task[InpaintRequest]
-
-    async def drop(self) -> None:
-        """It will not be needed."""
-        self.preparing.cancel()
-        await asyncio.gather(self.preparing, return_exceptions=True)
 
 
 def _say_if_broken(loop: asyncio.Task[None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -17,14 +18,15 @@ from engine.manifest import Defaults
 from service.auth import Keys
 from service.bodies import BodyReader
 from service.decoding import PictureDecoder
-from service.dispatch import FAILED, Dispatcher
-from service.errors import ApiError, refused_value, unkept
+from service.dispatch import Dispatcher
+from service.errors import FAILED, ApiError, refused_value, unkept
 from service.inputs import PictureReader, is_link
-from service.jobs import Job, JobStore, State
+from service.jobs import Job, JobStore, State, StoreError
 from service.logs import bind_job
 from service.metrics import Metrics
 from service.painter import output_names, refuse_unchecked
 from service.responses import ALLOW_EVERY_ORIGIN, processing
+from service.runner import late
 from service.schema import KINDS, Body, is_absent, parse_json
 from service.settings import Settings
 from service.storage import FOLDER, Storage, file_name, new_prefix
@@ -42,6 +44,8 @@ UPLOAD_LIMIT: Final = 5_000_000
 """Largest picture of base64_to_url in bytes."""
 
 NOT_READY: Final = "The server is not ready."
+DEADLINE_SECONDS: Final = 5.0
+"""How long a job may take to stop once its deadline has passed."""
 
 
 class Endpoints:
@@ -100,6 +104,8 @@ class Endpoints:
         job = await self._dispatcher.accept(
             body, kind=kind, key=key, root=root, prefix=new_prefix()
         )
+        del values
+        body = body.without_pictures()
         request.state.job_id = job.id
         bind_job(job.id)
         try:
@@ -111,7 +117,7 @@ class Endpoints:
                 made = self._dispatcher.waiters.answer_of(job.id)
                 if made is not None:
                     return JSONResponse(made)
-                await self._keep_deadline(job, body)
+                await self._keep_deadline(job)
             return JSONResponse(await self._answer(job.id, key, root, request_failed=True))
         finally:
             self._dispatcher.waiters.forget(job.id)
@@ -213,24 +219,16 @@ class Endpoints:
                 task.cancel()
             await asyncio.gather(ended, gone, return_exceptions=True)
 
-    async def _keep_deadline(self, job: Job, body: Body) -> None:
-        """A picture that comes after its deadline is of no use: it is not made to the end.
-
-        Raises:
-            ApiError: 503 when the deadline has passed and the job has not ended.
-        """
+    async def _keep_deadline(self, job: Job) -> None:
+        """A picture that comes after its deadline is of no use: nobody waits for it any longer, and
+        what works on it stops."""
         if job.deadline is None or time.time() < job.deadline:
             return
-        now = await asyncio.to_thread(self._store.show, job.id)
-        if now is None or now.state.ended:
-            return
-        await self._dispatcher.abandon(job.id)
-        seconds = (body.deadline_ms or 0) / 1000
-        raise ApiError(
-            503,
-            f"The picture was not done within {seconds:g} seconds and was cancelled.",
-            headers={"Retry-After": str(max(1, round(seconds)))},
-        )
+        with contextlib.suppress(StoreError):
+            await self._dispatcher.fail_overdue()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                await self._dispatcher.waiters.ended(job.id)
 
     async def _answer(
         self, job_id: int, key: str, root: str, *, request_failed: bool
@@ -256,7 +254,7 @@ class Endpoints:
             refusal = self._dispatcher.waiters.refusal_of(job_id)
             message = job.message or FAILED
             if request_failed:
-                raise refusal or ApiError(503 if job.deadline else 500, message)
+                raise refusal or (late(message) if job.deadline else ApiError(500, message))
             return {"status": "error", "message": message, "id": job.id}
         assert job.request is not None
         body, _ = await asyncio.to_thread(KINDS[job.kind].from_document, job.request)

@@ -30,6 +30,10 @@ REASONS: Final = {
 """What a refused request is counted as, by its status, where nothing more exact is said."""
 
 
+FAILED: Final = "The engine failed to make the picture."
+BUSY: Final = "The server is busy. Please try again later."
+
+
 class ServiceError(Exception):
     """Base of every error raised on purpose by the service."""
 

@@ -53,17 +53,17 @@ class OriginPolicy:
             ValueError: With the entry that is no origin.
         """
         entries = tuple(entries)
-        own = {_origin(public_url)} if public_url else set()
+        own = {origin_of(public_url)} if public_url else set()
         if EVERYBODY in entries or (not entries and keys):
             return cls(everybody=True)
-        return cls(loopback=True, named=frozenset({*map(_origin, entries), *own}))
+        return cls(loopback=True, named=frozenset({*map(origin_of, entries), *own}))
 
     def permits(self, origin: str) -> bool:
         """Whether a page with this value of ``Origin`` may use the API."""
         if self.everybody:
             return True
         try:
-            origin = _origin(origin)
+            origin = origin_of(origin)
         except ValueError:  # "null": a file, or a frame that must not say where it is from
             return False
         return origin in self.named or (self.loopback and _is_loopback(httpx.URL(origin).host))
@@ -94,7 +94,7 @@ class OriginGuard:
         await self._app(scope, receive, send)
 
 
-def _origin(text: str) -> str:
+def origin_of(text: str) -> str:
     """Scheme, host and port of a URL, the port only where it is not the scheme's own.
 
     Raises:

@@ -1,7 +1,7 @@
 """The work of one job, from its checked body to the answer's body.
 
-Nothing here holds up the event loop: pictures are decoded, encoded and stored in threads, and the
-engine's ticket wakes the waiting task from the engine's own thread.
+Nothing here holds up the event loop: pictures are decoded in processes of their own and encoded in
+threads, the storage keeps them, and the engine's ticket wakes the waiting task from its own thread.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from engine import Bundle, EngineError, InpaintRequest, InpaintResult, InputError, RequestCancelled
 from engine.image import encode_jpeg, encode_png
 from service.decoding import PictureDecoder
-from service.errors import ApiError, refused_value
+from service.errors import FAILED, ApiError, refused_value
 from service.inputs import PictureReader
 from service.jobs import Job
 from service.metrics import Metrics
@@ -148,7 +148,7 @@ class Painter:
             raise ApiError(503, "The request was cancelled because the server stops.") from exc
         except EngineError as exc:
             logger.exception("job %d: the engine failed", job.id)
-            raise ApiError(500, "The engine failed to make the picture.") from exc
+            raise ApiError(500, FAILED) from exc
         if body.safety_checker and result.nsfw is None:
             logger.error("job %d: the engine did not check its pictures", job.id)
             raise ApiError(500, "The engine failed to check the picture.")

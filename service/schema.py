@@ -207,6 +207,10 @@ class Body(BaseModel):
         """The region to work on."""
         return "auto"
 
+    def without_pictures(self) -> Self:
+        """What is left of a request once its pictures, which may be megabytes, are in the store."""
+        return self.model_copy(update=dict.fromkeys(self.pictures, ""))
+
     def to_document(self, *, root: str) -> str:
         """The checked request and the server's address as JSON text, to be kept."""
         body = self.model_dump(mode="json", exclude_none=True)

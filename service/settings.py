@@ -19,7 +19,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from engine.header import PictureLimits
 from service.addresses import AddressPolicy
 from service.errors import SettingsError
-from service.origins import OriginPolicy
+from service.origins import OriginPolicy, origin_of
 from service.storage import Location
 from service.webhooks import parse_secrets
 
@@ -28,6 +28,8 @@ PREFIX: Final = "EDGEFILL_"
 
 def _comma_list(value: Any) -> Any:
     if isinstance(value, str):
+        if not value.strip(" ,"):
+            raise ValueError("holds commas only")
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return value
 
@@ -60,7 +62,8 @@ class Settings(BaseSettings):
         description="Where the networks run; `edgefill doctor` lists what works on a machine.",
     )
     data_dir: Path = Field(
-        default=Path("edgefill-data"), description="Directory for the pictures that were made."
+        default=Path("edgefill-data"),
+        description="Directory for the pictures that were made and the job store.",
     )
     public_url: str | None = Field(
         default=None,
@@ -145,9 +148,14 @@ class Settings(BaseSettings):
     @field_validator("public_url")
     @classmethod
     def _check_public_url(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("http://", "https://")):
+        if value is None:
+            return None
+        if not value.startswith(("http://", "https://")):
             raise ValueError("must start with http:// or https://")
-        return value if value is None else value.rstrip("/")
+        if not value.isascii() or any(c in value for c in " \t\r\n?#\\\"'<>"):
+            raise ValueError("must be an address without spaces, query or fragment")
+        origin_of(value)
+        return value.rstrip("/")
 
     @field_validator("origins")
     @classmethod

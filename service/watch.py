@@ -25,10 +25,12 @@ Exposure: TypeAlias = Literal["loopback", "key", "open", "off"]
 _FORWARDED: Final = ("forwarded", "x-forwarded-for", "x-real-ip", "via", "origin")
 """Headers of requests that a proxy or a web page on this machine passes on for somebody else."""
 
+STOPPED: Final = "The engine has stopped and does not start any more."
+
 _ENGINE: Final = {
     "starting": "The engine is starting.",
     "restarting": "The engine is starting again.",
-    "stopped": "The engine has stopped and does not start any more.",
+    "stopped": STOPPED,
 }
 
 

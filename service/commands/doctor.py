@@ -26,9 +26,12 @@ PACKAGES: Final = (
     "starlette",
     "uvicorn",
     "httpx",
+    "httpcore",
     "pydantic",
     "pydantic-settings",
     "sqlalchemy",
+    "fsspec",
+    "prometheus-client",
     "rich",
 )
 EXPORT_PACKAGES: Final = ("torch", "diffusers", "transformers", "optimum", "onnx")

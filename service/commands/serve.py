@@ -9,6 +9,7 @@ import ipaddress
 import logging
 import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,7 +76,43 @@ def serve(*, host: str, port: int, bundle: Path | None, device: str | None) -> N
         )
     with listener(host, port) as sock:
         _require_storage(settings)
-        _serve(settings, sock)
+        with _sole_server(settings.data_dir):
+            _require_jobs(settings)
+            _serve(settings, sock)
+
+
+@contextlib.contextmanager
+def _sole_server(data_dir: Path) -> Iterator[None]:
+    """Keep other servers away from the data folder.
+
+    Raises:
+        CommandError: When one is there already.
+    """
+    from service.lock import InUseError, sole_server
+
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with sole_server(data_dir.absolute()):
+            yield
+    except InUseError as exc:
+        hint = "stop that server, or set EDGEFILL_DATA_DIR to another directory"
+        raise CommandError(str(exc), hint=hint) from exc
+
+
+def _require_jobs(settings: Settings) -> None:
+    """See that the job store can be used before a model is loaded.
+
+    Raises:
+        CommandError: When it cannot.
+    """
+    from service.errors import SettingsError
+    from service.jobs import JobStore, StoreError, default_url
+
+    try:
+        JobStore.open(settings.database_url or default_url(settings.data_dir)).close()
+    except (SettingsError, StoreError) as exc:
+        hint = "EDGEFILL_DATABASE_URL says where; without it a file in EDGEFILL_DATA_DIR is used"
+        raise CommandError(f"jobs cannot be kept: {exc}", hint=hint) from exc
 
 
 def _require_storage(settings: Settings) -> None:

@@ -11,7 +11,8 @@ its memory or takes too long is refused, and the process is replaced before the 
     confine.py   what the process gives up before it sees the first picture
     syscalls.py  the system calls that it has left
 
-May import ``engine`` and the standard library, and the wire that ``service.engine_process`` speaks.
+May import ``engine``, numpy, OpenCV, ``service.errors``, and the wire of
+``service.engine_process``.
 """
 
 from service.decoding.pool import PictureDecoder

@@ -8,7 +8,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Row, delete, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Subquery,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from service.jobs import outbox, rows, schema
 from service.jobs.database import Database, open_database
@@ -127,15 +138,20 @@ class JobStore(JobReader):
         return self._database.write(work)
 
     def claim(self, limit: int = 1) -> list[Job]:
-        """Take the oldest queued jobs: they are running now, as this run's, in a new attempt."""
+        """Take queued jobs: they are running now, as this run's, in a new attempt.
+
+        The keys take turns: first comes the one that has the fewest running, and of one key, as
+        between keys with as many, the oldest job.
+        """
         now = self._clock()
+        alive = or_(jobs.c.deadline.is_(None), jobs.c.deadline > now)
+        turns = _turns(alive)
+        first = select(turns.c.id).order_by(turns.c.turn, turns.c.seq).limit(limit)
 
         def work(connection: Connection) -> list[Job]:
             waiting = connection.scalars(
                 select(jobs.c.id)
-                .where(is_in(State.QUEUED), or_(jobs.c.deadline.is_(None), jobs.c.deadline > now))
-                .order_by(jobs.c.seq)
-                .limit(limit)
+                .where(is_in(State.QUEUED), alive, jobs.c.id.in_(first))
                 .with_for_update(skip_locked=True)
             ).all()
             claimed = connection.execute(
@@ -333,3 +349,21 @@ class JobStore(JobReader):
         connection.execute(change.values(crashes=crashes))
         self._fail(connection, row, CRASHED)
         return State.FAILED
+
+
+def _turns(alive: ColumnElement[bool]) -> Subquery:
+    """The queued jobs with the number of the turn that each has: how many of its key are running or
+    stand before it."""
+    running = (
+        select(jobs.c.key_digest, func.count().label("n"))
+        .where(is_in(State.RUNNING))
+        .group_by(jobs.c.key_digest)
+        .subquery()
+    )
+    place = func.row_number().over(partition_by=jobs.c.key_digest, order_by=jobs.c.seq)
+    return (
+        select(jobs.c.id, jobs.c.seq, (place + func.coalesce(running.c.n, 0)).label("turn"))
+        .select_from(jobs.outerjoin(running, jobs.c.key_digest == running.c.key_digest))
+        .where(is_in(State.QUEUED), alive)
+        .subquery()
+    )

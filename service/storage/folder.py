@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,8 @@ from starlette.responses import FileResponse, Response
 from service.errors import StorageError
 from service.storage.base import FULL, UNUSABLE, full
 from service.storage.names import content_type, require
+
+logger = logging.getLogger(__name__)
 
 
 class Folder:
@@ -29,6 +32,7 @@ class Folder:
     def __init__(self, folder: Path, *, disks: Sequence[Path] = ()) -> None:
         self._folder = folder
         self._disks = (folder, *disks)
+        self._said: str | None = None
 
     async def open(self) -> None:
         """Make the folder, and see that it can be written."""
@@ -39,7 +43,13 @@ class Folder:
 
     async def trouble(self) -> str | None:
         """Whether the folder can be written and its disk has room."""
-        return await asyncio.to_thread(self._trouble)
+        reason = await asyncio.to_thread(self._trouble)
+        if reason is not None and self._said is None:
+            logger.error("pictures cannot be kept in %s: %s", self._folder, reason)
+        if reason is None and self._said is not None:
+            logger.info("pictures can be kept in %s again", self._folder)
+        self._said = reason
+        return reason
 
     async def keep(self, files: Mapping[str, bytes]) -> None:
         """Temporary file, fsync, rename, and an fsync of the folder for all of them."""

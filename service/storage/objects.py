@@ -241,9 +241,12 @@ class ObjectStore:
 
     async def _look(self) -> None:
         """See whether the store answers. A marker that is gone, for example by a rule of the bucket
-        that removes what is old, is written anew."""
+        that removes what is old, is written anew; it is written, too, while there is trouble, which
+        may be one with writing only."""
         try:
             try:
+                if self._trouble is not None:
+                    await self._mark(PROBE_SECONDS)
                 await self._ask(self._fs._info(self._path(MARKER)), PROBE_SECONDS)
             except FileNotFoundError:
                 await self._mark(PROBE_SECONDS)

@@ -63,3 +63,12 @@ def test_a_wrong_key_in_the_header_is_refused_early() -> None:
     for headers in ({}, {"key": ""}, {"key": " right "}, {"authorization": "Bearer a-proxys"}):
         keys.refuse_early(headers)
     Keys([]).refuse_early({"key": "anything"})
+
+
+@pytest.mark.parametrize("name", ["key", "authorization"])
+def test_keys_in_headers_are_utf8_too(name: str) -> None:
+    sent = ("Bearer " if name == "authorization" else "") + "ключ"
+    headers = {name: sent.encode().decode("latin-1")}  # as the framework hands them over
+    keys = Keys(["ключ"])
+    keys.refuse_early(headers)
+    assert keys.check({}, headers) == keys.check({"key": "ключ"}, {}) == "ключ"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -168,3 +170,11 @@ def test_a_configured_bundle_that_cannot_be_opened(
     assert found["default bundle"]["ok"]
     assert main(["doctor"]) == 1
     assert "BROKEN  EDGEFILL_BUNDLE: " in capsys.readouterr().out
+
+
+def test_every_package_that_is_needed_is_looked_for() -> None:
+    project = tomllib.loads(
+        (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    )["project"]
+    needed = {re.split(r"[^A-Za-z0-9._-]", line)[0] for line in project["dependencies"]}
+    assert set(doctor_module.PACKAGES) == needed

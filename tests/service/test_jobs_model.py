@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,11 +89,14 @@ class Jobs(RuleBasedStateMachine):
 
     @rule(limit=st.integers(1, 3))
     def claim(self, limit: int) -> None:
-        ready = [
-            job
-            for job in self.of(State.QUEUED)
-            if job.deadline is None or job.deadline > self.clock.now
-        ][:limit]
+        busy = Counter(job.key for job in self.of(State.RUNNING))
+        turns = []
+        for place, job in enumerate(self.of(State.QUEUED)):
+            if job.deadline is None or job.deadline > self.clock.now:
+                busy[job.key] += 1
+                turns.append((busy[job.key], place, job))
+        chosen = {job.id for _, _, job in sorted(turns, key=lambda turn: turn[:2])[:limit]}
+        ready = [job for job in self.of(State.QUEUED) if job.id in chosen]
         for job in ready:
             job.state, job.attempt = State.RUNNING, job.attempt + 1
         claimed = [(job.id, job.attempt) for job in self.store.claim(limit)]

@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.cli import main
 from service.commands.serve import is_loopback
+from service.lock import sole_server
 from tests.service.stub_engine import StubEngine
 
 ROOT = Path(__file__).parents[2]
@@ -160,3 +161,25 @@ def test_a_real_process_serves_and_stops(how: signal.Signals, tmp_path: Path) ->
     assert out == ""
     assert "unknown variable: EDGEFILL_API_KEY;" in log
     assert "Traceback" not in log + rest
+
+
+def test_a_second_server_on_the_same_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EDGEFILL_DATA_DIR", str(tmp_path))
+    with sole_server(tmp_path):
+        assert main(["serve", "--port", "0"]) == 1
+    assert f"in use by the server with process id {os.getpid()}" in capsys.readouterr().err
+    with sole_server(tmp_path):  # whoever held it before
+        pass
+
+
+@pytest.mark.parametrize("url", ["foo", "mysql://a/b", "sqlite:////proc/none/x.db"])
+def test_a_job_store_that_cannot_be_used_is_one_sentence(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EDGEFILL_DATABASE_URL", url)
+    assert main(["serve", "--port", "0"]) == 1
+    error = capsys.readouterr().err
+    assert "error: jobs cannot be kept: " in error
+    assert "Traceback" not in error
