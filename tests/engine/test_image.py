@@ -12,8 +12,8 @@ import pytest
 
 from bench.picture_forms import chunk, exif
 from engine import InputError
+from engine.header import LIMITS
 from engine.image import (
-    MAX_SIDE,
     decode_mask,
     decode_picture,
     encode_jpeg,
@@ -181,9 +181,9 @@ def test_damaged_data_is_refused(picture: npt.NDArray[np.uint8]) -> None:
 
 
 def test_a_bomb_is_refused_by_its_header() -> None:
-    header = struct.pack(">IIBBBBB", MAX_SIDE + 1, 10, 8, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", LIMITS.max_side + 1, 10, 8, 2, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IEND", b"")
-    with pytest.raises(InputError, match=rf"is {MAX_SIDE + 1}x10 pixels; at most"):
+    with pytest.raises(InputError, match=rf"is {LIMITS.max_side + 1}x10 pixels; at most"):
         decode_picture(bomb)
     header = struct.pack(">IIBBBBB", 16000, 16000, 8, 2, 0, 0, 0)
     with pytest.raises(InputError, match="64000000 in all"):
