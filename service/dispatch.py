@@ -272,7 +272,8 @@ class Dispatcher:
             self._reserved += free
             try:
                 held = await self._holding()
-                jobs = [] if held else await asyncio.to_thread(self._store.claim, free)
+                share = max(1, self._slots // 2)
+                jobs = [] if held else await asyncio.to_thread(self._store.claim, free, share=share)
                 for job in jobs:  # before the slots are given back
                     self._begin(job)
             except StoreError:

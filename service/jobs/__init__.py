@@ -10,7 +10,7 @@ called from any number of threads at once; from a coroutine, call it by ``asynci
                         webhook=None, track_id=None, deadline=None),
                  limits=Limits(per_key=20, total=200))  -> Job; raises QueueFull; with begin=True
                                    it is claimed at once where nobody waits
-    store.claim(limit)             -> list[Job]: oldest first, running now, attempt + 1
+    store.claim(limit, share=4)    -> list[Job]: oldest first, running now, attempt + 1
     store.finish(job.id, job.attempt, answer=body, files=names)  -> bool: False = fence lost
     store.fail(job.id, job.attempt, message)                     -> bool: False = fence lost
     store.requeue(job.id, job.attempt, crashed=True)             -> State, or None = fence lost

@@ -31,6 +31,7 @@ from service.jobs.values import MAX_CRASHES, Job, Limits, NewJob, Recovery, Stat
 from service.urls import Target
 
 EXPIRY_BATCH: Final = 200
+LARGEST_TURN: Final = 2**31 - 1
 CRASHED: Final = f"The request was given up because the engine crashed {MAX_CRASHES} times on it."
 OVERDUE: Final = "The request was not begun before its deadline."
 
@@ -137,16 +138,19 @@ class JobStore(JobReader):
 
         return self._database.write(work)
 
-    def claim(self, limit: int = 1) -> list[Job]:
-        """Take queued jobs: they are running now, as this run's, in a new attempt.
+    def claim(self, limit: int = 1, *, share: int | None = None) -> list[Job]:
+        """Take the oldest queued jobs: they are running now, as this run's, in a new attempt.
 
-        The keys take turns: first comes the one that has the fewest running, and of one key, as
-        between keys with as many, the oldest job.
+        Args:
+            limit: How many at most.
+            share: How many jobs of one key run before those of other keys come first, however long
+                they have waited: pictures that are slow to fetch must not take every place.
         """
         now = self._clock()
         alive = or_(jobs.c.deadline.is_(None), jobs.c.deadline > now)
         turns = _turns(alive)
-        first = select(turns.c.id).order_by(turns.c.turn, turns.c.seq).limit(limit)
+        beyond = turns.c.turn > (share or LARGEST_TURN)
+        first = select(turns.c.id).order_by(beyond, turns.c.seq).limit(limit)
 
         def work(connection: Connection) -> list[Job]:
             waiting = connection.scalars(

@@ -173,21 +173,14 @@ def test_a_slot_that_was_held_for_a_refused_request_is_used(
         assert fetched(client, answer)["status"] == "success"
 
 
-def test_keys_take_turns(tmp_path: Path) -> None:
+def test_no_key_has_every_place_while_another_waits(tmp_path: Path) -> None:
     store = JobStore.open(default_url(tmp_path))
     limits = Limits(per_key=20, total=20)
-    order = []
-
-    def queue(key: str) -> None:
+    for key in "AAAAABAC":
         new = NewJob(kind="inpaint", key=key, request="{}", file_prefix=key)
         store.accept(new, limits=limits)
-
-    for key in "AAAAAB":
-        queue(key)
-    order += [job.file_prefix for job in store.claim(2)]
-    queue("C")
-    queue("B")
-    for _ in range(6):
-        order += [job.file_prefix for job in store.claim(1)]
+    order = [job.file_prefix for _ in range(4) for job in store.claim(1, share=2)]
+    assert "".join(order) == "AABC"
+    order += [job.file_prefix for job in store.claim(9, share=2)]
+    assert "".join(order) == "AABCAAAA"  # nobody else waits
     store.close()
-    assert "".join(order) == "ABCABAAA"

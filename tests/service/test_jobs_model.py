@@ -87,19 +87,19 @@ class Jobs(RuleBasedStateMachine):
         job = self.store.accept(new, limits=LIMITS)
         self.jobs.append(Expected(id=job.id, key=key, webhook=webhook, deadline=deadline))
 
-    @rule(limit=st.integers(1, 3))
-    def claim(self, limit: int) -> None:
+    @rule(limit=st.integers(1, 3), share=st.sampled_from([None, 1, 2]))
+    def claim(self, limit: int, share: int | None) -> None:
         busy = Counter(job.key for job in self.of(State.RUNNING))
         turns = []
         for place, job in enumerate(self.of(State.QUEUED)):
             if job.deadline is None or job.deadline > self.clock.now:
                 busy[job.key] += 1
-                turns.append((busy[job.key], place, job))
+                turns.append((busy[job.key] > (share or 99), place, job))
         chosen = {job.id for _, _, job in sorted(turns, key=lambda turn: turn[:2])[:limit]}
         ready = [job for job in self.of(State.QUEUED) if job.id in chosen]
         for job in ready:
             job.state, job.attempt = State.RUNNING, job.attempt + 1
-        claimed = [(job.id, job.attempt) for job in self.store.claim(limit)]
+        claimed = [(job.id, job.attempt) for job in self.store.claim(limit, share=share)]
         assert claimed == [(job.id, job.attempt) for job in ready]
 
     @precondition(lambda self: self.jobs)

@@ -158,7 +158,9 @@ def test_a_free_slot_is_taken_in_the_transaction_that_accepts(
     parsed = InpaintBody.parse(body)
     claims: list[int] = []
     claim = store.claim
-    monkeypatch.setattr(store, "claim", lambda limit: claims.append(limit) or claim(limit))
+    monkeypatch.setattr(
+        store, "claim", lambda limit, **how: claims.append(limit) or claim(limit, **how)
+    )
 
     async def run() -> None:
         dispatcher = _dispatcher(store, settings, gated, decoder)
