@@ -74,7 +74,10 @@ class Receiver:
         return f"{origin.url}/hook"
 
     def _take(self, handler: BaseHTTPRequestHandler) -> None:
-        body = handler.rfile.read(int(handler.headers["content-length"]))
+        length = int(handler.headers["content-length"])
+        body = handler.rfile.read(length)
+        if len(body) < length:  # the server was killed while it sent
+            return
         with self.lock:
             of_job = self.told.setdefault(json.loads(body)["id"], {})
             of_job.setdefault(handler.headers["webhook-id"], []).append(body)

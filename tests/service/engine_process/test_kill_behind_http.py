@@ -23,6 +23,7 @@ import pytest
 from engine import Bundle, InpaintRequest
 from service.app import create_app
 from service.engine_process import EngineProcess, ProcessTicket
+from service.errors import FAILED
 from service.settings import Settings
 from tests.service.conftest import data_uri
 from tests.service.engine_process.helpers import POISON, kill, until
@@ -124,6 +125,10 @@ def test_only_what_is_inside_is_tried_again(
 
         def picture() -> None:
             answer = httpx.post(url + INPAINT, json=body, timeout=60)
+            if answer.status_code == 500:  # in the third death a request is given up, by design
+                assert answer.json()["message"] == FAILED
+                clients.seen["given up"] += 1
+                return
             assert answer.status_code == 200, answer.text
             clients.seen[answer.json()["status"]] += 1
 
@@ -167,9 +172,11 @@ def test_only_what_is_inside_is_tried_again(
         f"answers: {dict(clients.seen)}, slowest /readyz: {clients.slowest_ready * 1e3:.0f} ms"
     )
     assert process.restarts == len(deaths) == KILLS
-    assert again == sum(deaths) > 0
-    assert set(clients.seen) <= {"success", "fetch", "readyz 200", "readyz 503"}
-    assert clients.seen["success"] + 1 == len(noted.tickets)
+    given_up = clients.seen["given up"]
+    assert again + given_up == sum(deaths) > 0
+    assert given_up <= min(attempts[3], KILLS // 10)
+    assert set(clients.seen) <= {"success", "given up", "fetch", "readyz 200", "readyz 503"}
+    assert clients.seen["success"] + given_up + 1 == len(noted.tickets)
     assert clients.seen["fetch"] > KILLS
 
 
