@@ -102,7 +102,7 @@ class Promised:
             except httpx.HTTPError:
                 time.sleep(0.02)
                 continue
-            assert answer.status_code in (200, 503), answer.text
+            assert answer.status_code in (200, 429, 503), answer.text
             if answer.status_code == 200:
                 found = answer.json()
                 assert found["status"] == "processing"
