@@ -14,12 +14,11 @@ from urllib.parse import unquote
 from service.errors import ApiError, FetchError, words
 from service.fetch import Fetcher
 from service.storage import FOLDER, Storage
-from service.urls import WRONG_KIND
+from service.urls import MAX_URL_CHARACTERS, WRONG_KIND
 
 logger = logging.getLogger(__name__)
 
 _SCHEME: Final = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]*):")
-_SHOWN_URL_CHARACTERS: Final = 2048
 
 
 def scheme_of(value: str) -> str | None:
@@ -36,7 +35,7 @@ def is_link(value: str) -> bool:
 def summary(value: str) -> str:
     """What an answer shows of a picture that was sent: its URL, or a short digest."""
     if is_link(value):
-        return value.strip()[:_SHOWN_URL_CHARACTERS]
+        return value.strip()[:MAX_URL_CHARACTERS]
     return "sha256:" + hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 

@@ -31,7 +31,6 @@ from service.jobs.values import MAX_CRASHES, Job, Limits, NewJob, Recovery, Stat
 from service.urls import Target
 
 EXPIRY_BATCH: Final = 200
-LARGEST_TURN: Final = 2**31 - 1
 CRASHED: Final = f"The request was given up because the engine crashed {MAX_CRASHES} times on it."
 OVERDUE: Final = "The request was not begun before its deadline."
 
@@ -149,8 +148,8 @@ class JobStore(JobReader):
         now = self._clock()
         alive = or_(jobs.c.deadline.is_(None), jobs.c.deadline > now)
         turns = _turns(alive)
-        beyond = turns.c.turn > (share or LARGEST_TURN)
-        first = select(turns.c.id).order_by(beyond, turns.c.seq).limit(limit)
+        order = [turns.c.seq] if share is None else [turns.c.turn > share, turns.c.seq]
+        first = select(turns.c.id).order_by(*order).limit(limit)
 
         def work(connection: Connection) -> list[Job]:
             waiting = connection.scalars(
