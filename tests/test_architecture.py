@@ -17,7 +17,7 @@ MAX_LINES = 400
 
 HEAVY = {"torch", "diffusers", "transformers", "optimum", "safetensors", "accelerate", "onnx"}
 NETWORK = {"httpx", "requests", "urllib", "http", "socket", "ssl", "starlette", "uvicorn"}
-ENGINE_MAY = {"numpy", "cv2", "tokenizers", "onnxruntime", "tensorrt", "engine"}
+ENGINE_MAY = {"numpy", "cv2", "isal", "tokenizers", "onnxruntime", "tensorrt", "engine"}
 RUNTIMES = {"onnxruntime", "tensorrt"}
 PUBLIC = {
     "engine": [

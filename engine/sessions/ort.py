@@ -45,6 +45,9 @@ class OrtSession:
         options.log_severity_level = 3
         # Denormal numbers slow a CPU down a hundredfold and mean nothing in a picture.
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
+        # Each network has threads of its own: those that have nothing to do must not spin on the
+        # cores while the next network works.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self._session = ort.InferenceSession(
                 self._path, options, providers=["CPUExecutionProvider"]

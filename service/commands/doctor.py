@@ -23,6 +23,8 @@ PACKAGES: Final = (
     "numpy",
     "opencv-python",
     "tokenizers",
+    "isal",
+    "pybase64",
     "starlette",
     "uvicorn",
     "httpx",

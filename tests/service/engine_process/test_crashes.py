@@ -144,7 +144,7 @@ def test_random_kills_under_load(process: EngineProcess, plain: Engine) -> None:
         thread.join(60)
     assert wrong == []
     assert process.restarts == before + 20
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)
 
 
 def test_a_cancelled_request_is_not_tried_again(bundle: Path, tmp_path: Path) -> None:
