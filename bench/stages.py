@@ -7,7 +7,6 @@ HTTP itself.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import json
 import os
@@ -16,6 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
+
+import pybase64
 
 from bench import material
 from bench.report import median
@@ -85,7 +86,7 @@ def _once(
     job = timed("accept (on the disk)", lambda: store.accept(new, limits=LIMITS, begin=True))
     image, mask = timed(
         "decode base64",
-        lambda: tuple(base64.b64decode(text, validate=True) for text in body.pictures.values()),
+        lambda: tuple(pybase64.b64decode(text, validate=True) for text in body.pictures.values()),
     )
     pixels, hole = timed(
         "decode pictures",

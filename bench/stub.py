@@ -26,6 +26,7 @@ from engine import InpaintRequest, InpaintResult, Ticket, Timings
 from engine.bundle import Bundle
 from engine.sessions.devices import Device
 from engine.ticket import OnStep
+from service.allocator import keep_buffers
 from service.app import create_app
 from service.commands.serve import listener
 from service.engine_process import EngineProcess
@@ -114,6 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     os.environ[SECONDS], os.environ[LANES] = str(chosen.seconds), str(chosen.lanes)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO)
+    keep_buffers()
     engine = EngineProcess.open(factory=f"{open_engine.__module__}:open_engine")
     with engine, listener("127.0.0.1", 0) as sock:
         app = create_app(Settings.load(), engine)

@@ -1,7 +1,7 @@
 """The Edgefill engine: a picture, a mask and a sentence in, the filled picture out.
 
-Arrays in, arrays out. It imports numpy, OpenCV, isal, tokenizers and, when a device asks for it, one
-runtime; never torch, diffusers or transformers. It opens no network connection and reads no
+Arrays in, arrays out. It imports numpy, OpenCV, isal, tokenizers and, when a device asks for it,
+one runtime; never torch, diffusers or transformers. It opens no network connection and reads no
 environment variable. From the rest of the project it imports nothing.
 """
 

@@ -56,6 +56,7 @@ def serve(*, host: str, port: int, bundle: Path | None, device: str | None) -> N
         CommandError: When the settings, the address or the model do not allow it.
     """
     from service import logs
+    from service.allocator import keep_buffers
     from service.errors import SettingsError
     from service.settings import Settings
 
@@ -74,6 +75,7 @@ def serve(*, host: str, port: int, bundle: Path | None, device: str | None) -> N
             hint="set EDGEFILL_API_KEYS, for example to the output of `openssl rand -hex 24`",
             code=USAGE,
         )
+    keep_buffers()
     with listener(host, port) as sock:
         _require_storage(settings)
         with _sole_server(settings.data_dir):

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from engine.errors import InputError
 from engine.header import PictureLimits
 from engine.image import decode_mask, decode_picture, encode_jpeg, encode_png
+from service.allocator import keep_buffers
 from service.decoding.confine import SOCKET, Confinement, allow_cpu, confine
 from service.engine_process.wire import MAX_TEXT, Link, Message, close_all, unwrap, wrap
 
@@ -38,6 +39,7 @@ def main(options: dict[str, Any]) -> NoReturn:
     link = Link(socket.socket(fileno=SOCKET))
     limits = PictureLimits(**options["limits"])
     try:
+        keep_buffers()
         cv2.setNumThreads(1)
         _rehearse(limits)
         filtered = confine(Confinement(**options["confinement"]))

@@ -28,6 +28,7 @@ from engine import EngineError, InpaintRequest, SessionError, Ticket
 from engine.bundle import Bundle
 from engine.sessions.devices import Device
 from engine.ticket import MakePreview, OnStep
+from service.allocator import keep_buffers
 from service.engine_process.crossing import describe_error, unwrap_request, wrap_result
 from service.engine_process.wire import MAX_TEXT, Link, Message, close_all, wrap
 
@@ -55,6 +56,7 @@ def main(options: dict[str, Any]) -> NoReturn:
     _die_with(options["parent"])
     _die_first()
     faulthandler.enable()
+    keep_buffers()
     link = Link(socket.socket(fileno=options["socket"]))
     _log_through(link, options["log_level"])
     try:
