@@ -41,6 +41,13 @@ def add(commands: Commands) -> None:
         help="how long each of the four cases of overload lasts; 0: none (default: 60)",
     )
     load.add_argument(
+        "--endurance",
+        type=int,
+        default=4000,
+        metavar="N",
+        help="pictures that memory is watched over, twice; 0: none (default: 4000)",
+    )
+    load.add_argument(
         "--lanes",
         type=int,
         default=1,
@@ -98,7 +105,7 @@ def _latency(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _load(arguments: argparse.Namespace) -> dict[str, Any]:
-    from bench import load, overhead
+    from bench import endurance, load, overhead
     from bench.client import ClientError
     from bench.server import ServerError
     from engine import EngineError
@@ -108,12 +115,17 @@ def _load(arguments: argparse.Namespace) -> dict[str, Any]:
         raise CommandError(f"--seconds is {arguments.seconds:g}; {least}", code=USAGE)
     if arguments.lanes < 1:
         raise CommandError(f"--lanes is {arguments.lanes}; must be at least 1", code=USAGE)
+    if arguments.endurance and arguments.endurance < endurance.LEAST:
+        least = f"must be 0 or at least {endurance.LEAST}"
+        raise CommandError(f"--endurance is {arguments.endurance}; {least}", code=USAGE)
     try:
         found = {"face_overhead": overhead.measure(repetitions=arguments.repetitions, tell=_tell)}
         if arguments.seconds:
             found["overload"] = load.measure(
                 seconds=arguments.seconds, lanes=arguments.lanes, tell=_tell
             )
+        if arguments.endurance:
+            found["endurance"] = endurance.measure(requests=arguments.endurance, tell=_tell)
     except (ServerError, ClientError, EngineError, OSError) as exc:
         raise CommandError(str(exc)) from exc
     return found

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import load, overhead
+from bench import endurance, load, overhead
 from bench.client import Connection, get
 from bench.server import ServerError, serving
 from service.cli import main
@@ -38,6 +38,26 @@ def test_face_overhead(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(value > 0 for value in found["stages_alone"].values())
 
 
+def test_endurance() -> None:
+    found = endurance.measure(requests=endurance.LEAST)
+    for figures in found.values():
+        assert figures["pictures"] == endurance.LEAST
+        assert 10 < figures["first_mb"] <= figures["last_mb"] + 10
+
+
+def test_growth_shows_in_the_figures_of_endurance() -> None:
+    grown = [(float(made), 100 + made / 100) for made in range(100, 2001, 100)]
+    assert endurance.figures(grown)["mb_per_1000_in_second_half"] == pytest.approx(10)
+    level = [(made, min(memory, 105.0)) for made, memory in grown]
+    assert endurance.figures(level) == {
+        "pictures": 2000,
+        "first_mb": 101.0,
+        "half_way_mb": 105.0,
+        "last_mb": 105.0,
+        "mb_per_1000_in_second_half": 0.0,
+    }
+
+
 def test_latency(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "latency.json"
     assert main(["bench", "latency", "--repetitions", "2", "--json", str(file)]) == 0
@@ -52,6 +72,10 @@ def test_latency(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     [
         (["latency", "--repetitions", "0"], "error: --repetitions is 0; must be at least 1"),
         (["load", "--seconds", "1"], "error: --seconds is 1; must be 0 or at least 4"),
+        (
+            ["load", "--endurance", "3"],
+            "error: --endurance is 3; must be 0 or at least 40",
+        ),
         (["load", "--lanes", "0"], "error: --lanes is 0; must be at least 1"),
     ],
 )
