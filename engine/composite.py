@@ -14,9 +14,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from engine.mask import Mask
+from engine.mask import Mask, bounding_box
 
 Rgb = npt.NDArray[np.uint8]
+Levels = npt.NDArray[np.float32]
 
 _RING: Final = 12.0
 """Standard deviation in pixels of the blur that carries the error inwards."""
@@ -25,35 +26,40 @@ _REDUCE: Final = 4
 """The error is smooth: it is worked out on a grid that much coarser."""
 
 
-def paste(original: Rgb, generated: Rgb, mask: Mask, box: tuple[int, int, int, int]) -> Rgb:
-    """Fill the hole of a picture.
+def paste(target: Rgb, generated: Levels, mask: Mask, box: tuple[int, int, int, int]) -> None:
+    """Fill the hole of a picture in place; where the mask is 0, it stays as it is.
 
     Args:
-        original: (H, W, 3) uint8 RGB.
-        generated: (h, w, 3) uint8 RGB, what the networks made of the box.
+        target: (H, W, 3) uint8 RGB, the original.
+        generated: (h, w, 3) float32 levels of RGB from 0 to 255, what the networks made of the box.
         mask: (H, W) uint8, 1 where the picture is repainted.
         box: (x0, y0, x1, y1) of the generated part in the original.
-
-    Returns:
-        A new (H, W, 3) uint8 picture, equal to the original wherever the mask is 0.
     """
     x0, y0, x1, y1 = box
-    result = original.copy()
-    target, hole = result[y0:y1, x0:x1], mask[y0:y1, x0:x1]
-    corrected = _match_border(original[y0:y1, x0:x1], generated, hole)
-    np.copyto(target, corrected, where=hole[..., None].astype(bool))
-    return result
+    part, hole = target[y0:y1, x0:x1], mask[y0:y1, x0:x1]
+    bounds = bounding_box(hole)
+    if bounds is None:
+        return
+    left, top, right, bottom = bounds
+    inside = np.s_[top:bottom, left:right]
+    if cv2.countNonZero(hole) == hole.size:
+        levels = generated[inside].copy()
+    else:
+        levels = generated[inside] + _border_error(part, generated, hole)[inside]
+    # convertScaleAbs takes what is above 255 for 255, and rounds to the nearest
+    np.maximum(levels, 0.0, out=levels)
+    cv2.copyTo(cv2.convertScaleAbs(levels), hole[inside], part[inside])
 
 
-def _match_border(original: Rgb, generated: Rgb, hole: Mask) -> Rgb:
-    """Take off the error known outside the hole, extrapolated inwards by normalised convolution
-    (Knutsson and Westin, 1993)."""
-    if hole.all() or not hole.any():
-        return generated
+def _border_error(original: Rgb, generated: Levels, hole: Mask) -> Levels:
+    """What the generated levels lack, (h, w, 3), known outside the hole and extrapolated inwards
+    by normalised convolution (Knutsson and Westin, 1993)."""
     height, width = hole.shape
     coarse = (max(1, width // _REDUCE), max(1, height // _REDUCE))
-    known = 1.0 - hole.astype(np.float32)
-    error = np.subtract(original, generated, dtype=np.float32) * known[..., None]
+    outside = hole ^ 1
+    known = outside.astype(np.float32)
+    # where the mask is 0, OpenCV leaves zeros
+    error = cv2.subtract(original, generated, mask=outside, dtype=cv2.CV_32F)
     weighted = cv2.resize(error, coarse, interpolation=cv2.INTER_AREA)
     weight = cv2.resize(known, coarse, interpolation=cv2.INTER_AREA)
     sigma = _RING / _REDUCE
@@ -61,5 +67,6 @@ def _match_border(original: Rgb, generated: Rgb, hole: Mask) -> Rgb:
     weight = cv2.GaussianBlur(weight, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
     # at a straight border the weight is one half: the whole error counts there, less inside
     offset = weighted / np.maximum(weight, 0.5)[..., None]
-    offset = cv2.resize(offset, (width, height), interpolation=cv2.INTER_LINEAR)
-    return np.asarray(np.clip(np.rint(generated + offset), 0, 255), np.uint8)
+    return np.asarray(
+        cv2.resize(offset, (width, height), interpolation=cv2.INTER_LINEAR), np.float32
+    )

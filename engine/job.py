@@ -10,27 +10,31 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
 from engine import mask as masks
 from engine import schedulers
 from engine.bundle import VAE_SCALE_FACTOR, Bundle
+from engine.cache import MASKED_PICTURE, PICTURE, ContentCache
 from engine.canvas import Geometry, plan, resize
 from engine.composite import paste
 from engine.errors import InputError, SessionError
-from engine.models import Models, UnetRow, to_nchw, to_rgb
+from engine.models import Models, UnetRow, to_levels, to_nchw
 from engine.noise import Generator
 from engine.prompt import PromptEncoder
 from engine.request import MAX_SIDE, MIN_SIDE, InpaintRequest, InpaintResult, Timings
 from engine.safety_checker import SafetyChecker, require
-from engine.schedulers import Schedule, SolverState
+from engine.schedulers import Room, Schedule, SolverState
 
 Floats = npt.NDArray[np.float32]
+Foreseen = Callable[[], Floats]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -110,14 +114,14 @@ class Draft:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Job:
-    """A prepared request. All but ``state``, ``step`` and ``foreseen`` stays as it is.
+    """A prepared request. All but ``state`` and ``step`` stays as it is.
 
     Attributes:
         generators: One noise stream per sample.
         embeddings: The prompt's, and before it the negative prompt's where guidance is above 1.
-        conditioning: (S, C + 1, h, w), or None.
+        conditioning: One of (C + 1, h, w) per sample, or None.
+        room: Where steps are made.
         step: Index of the next step.
-        foreseen: (S, C, h, w) clean latents foreseen at the last step, for previews.
     """
 
     draft: Draft
@@ -125,11 +129,11 @@ class Job:
     schedule: Schedule
     generators: tuple[Generator, ...]
     embeddings: tuple[Floats, ...]
-    conditioning: Floats | None
+    conditioning: tuple[Floats, ...] | None
     blend: Blend | None
     state: SolverState
+    room: Room
     step: int = 0
-    foreseen: Floats | None = None
 
     @property
     def done(self) -> bool:
@@ -153,44 +157,60 @@ class Job:
 
     def rows(self) -> Iterator[UnetRow]:
         """The rows of the next step: every sample, first with the negative prompt if any."""
-        latents = self.state.latents * np.float32(self.schedule.input_scale[self.step])
+        scale = float(self.schedule.input_scale[self.step])
         timestep = float(self.schedule.timesteps[self.step])
         for embeddings in self.embeddings:
-            for i, sample in enumerate(latents):
+            for i, sample in enumerate(self.state.latents):
                 conditioning = None if self.conditioning is None else self.conditioning[i]
                 yield UnetRow(
                     latents=sample,
+                    scale=scale,
                     timestep=timestep,
                     embeddings=embeddings,
                     conditioning=conditioning,
                 )
 
-    def advance(self, noise_pred: Floats) -> None:
-        """Make one step with the UNet's answer to ``rows``, (row_count, C, h, w)."""
+    def advance(self, noise_pred: Floats, *, foresee: bool = False) -> Foreseen | None:
+        """Make one step with the UNet's answer to ``rows``, (row_count, C, h, w).
+
+        The answer's memory is used for the work; nothing of it is kept.
+
+        Returns:
+            What the first sample looks like from here, where that is asked for.
+        """
         i, schedule = self.step, self.schedule
-        if len(self.embeddings) == 1:
-            guided = noise_pred.copy()  # the buffer is the session's
-        else:
-            unconditional, conditional = np.split(noise_pred, 2)
-            guided = unconditional + np.float32(self.draft.guidance_scale) * (
-                conditional - unconditional
-            )
-        self.foreseen = schedulers.denoised(schedule, i, self.state.latents, guided)
+        guided = noise_pred
+        if len(self.embeddings) > 1:
+            samples = len(noise_pred) // 2
+            unconditional, guided = noise_pred[:samples], noise_pred[samples:]
+            guided -= unconditional
+            guided *= np.float32(self.draft.guidance_scale)
+            guided += unconditional
+        foreseen = None
+        if foresee:
+            seen = self.state.latents[0].copy(), guided[0].copy()
+            foreseen = partial(schedulers.denoised, schedule, i, *seen)
         noise = self._draw() if schedule.noise[i] else None
-        state = schedulers.step(schedule, i, self.state, guided, noise)
+        self.state = schedulers.step(schedule, i, self.state, guided, noise, self.room)
         self.step += 1
-        self.state = state if self.blend is None else self._blended(state, self.blend)
+        if self.blend is not None:
+            self._put_back_known(self.blend)
+        return foreseen
 
     def _draw(self) -> Floats:
         shape = (1, *self.state.latents.shape[1:])
-        return np.concatenate([generator.normal(shape) for generator in self.generators])
+        drawn = [generator.normal(shape) for generator in self.generators]
+        return drawn[0] if len(drawn) == 1 else np.concatenate(drawn)
 
-    def _blended(self, state: SolverState, blend: Blend) -> SolverState:
-        known = blend.clean
+    def _put_back_known(self, blend: Blend) -> None:
+        """``(1 - mask) known + mask x``, in place of the latents x."""
+        latents, known, room = self.state.latents, blend.clean, self.room
         if not self.done:
-            known = schedulers.add_noise(self.schedule, self.step, known, blend.noise)
-        latents = (1 - blend.mask) * known + blend.mask * state.latents
-        return SolverState(latents=latents, previous=state.previous, history=state.history)
+            known = schedulers.add_noise(self.schedule, self.step, known, blend.noise, room)
+        latents *= blend.mask
+        latents += np.multiply(known, 1 - blend.mask, out=room.term)
+        if known is not blend.clean:
+            room.give_back(known)
 
 
 def draft(request: InpaintRequest, bundle: Bundle) -> Draft:
@@ -234,13 +254,14 @@ def prepare(
     bundle: Bundle,
     models: Models,
     prompts: PromptEncoder,
+    cache: ContentCache,
     clock: Clock,
 ) -> Job:
     """Encode prompts and pictures, and draw the noise a draft begins with."""
     reference, samples = draft.reference, draft.samples
     with clock.stage("prepare"):
         hole = draft.geometry.mask_in(draft.mask)
-        planes = to_nchw(draft.geometry.image_in(draft.image))
+        pixels = draft.geometry.image_in(draft.image)
         cells = masks.to_latents_nearest(hole) if reference else masks.to_latents(hole)
     with clock.stage("text_encoder"):
         negative = [draft.negative_prompt] if draft.guidance_scale > 1.0 else []
@@ -249,14 +270,16 @@ def prepare(
     inpainting = bundle.unet_channels != bundle.latents.channels
 
     # The order of the draws below is diffusers' own: picture, noise, masked picture.
-    def encode(picture: Floats) -> Floats:
+    def encode(moments: Callable[[], Floats]) -> Floats:
         with clock.stage("vae_encoder"):
+            known, to_latents = moments(), models.vae_encoder.latents
             if not reference:
-                return np.repeat(models.vae_encoder(picture, None), samples, axis=0)
-            return np.concatenate([models.vae_encoder(picture, g.normal) for g in generators])
+                return np.repeat(to_latents(known, None), samples, axis=0)
+            return np.concatenate([to_latents(known, g.normal) for g in generators])
 
     from_noise = draft.strength == 1.0
-    clean = None if inpainting and from_noise else encode(planes)
+    picture = partial(_moments, models, cache, pixels)
+    clean = None if inpainting and from_noise else encode(picture)
     shape = (1, bundle.latents.channels, *draft.geometry.latent_shape)
     noise = np.concatenate([generator.normal(shape) for generator in generators])
     if from_noise or clean is None:
@@ -265,10 +288,10 @@ def prepare(
         latents = schedulers.add_noise(schedule, 0, clean, noise)
     conditioning, blend = None, None
     if inpainting or reference:  # a 4-channel reference draws its noise and leaves the rest
-        masked = encode(planes * (hole == 0))
+        masked = encode(partial(_masked_moments, models, cache, pixels, hole))
         if inpainting:
             repeated = np.repeat(cells, samples, axis=0)
-            conditioning = np.concatenate([repeated, masked], axis=1)
+            conditioning = tuple(np.concatenate([repeated, masked], axis=1))
     if not inpainting:
         assert clean is not None
         blend = Blend(mask=cells, clean=clean, noise=noise)
@@ -281,7 +304,29 @@ def prepare(
         conditioning=conditioning,
         blend=blend,
         state=SolverState(latents=latents),
+        room=Room(latents),
     )
+
+
+def _moments(models: Models, cache: ContentCache, pixels: npt.NDArray[np.uint8]) -> Floats:
+    """The moments of a picture at the working size."""
+    return cache.get(PICTURE, (pixels,), lambda: models.vae_encoder.moments(to_nchw(pixels)))
+
+
+def _masked_moments(
+    models: Models, cache: ContentCache, pixels: npt.NDArray[np.uint8], hole: masks.Mask
+) -> Floats:
+    """The moments of a picture whose hole is blank, whatever it hides."""
+    known = hole ^ 1
+    kept = np.asarray(cv2.copyTo(pixels, known))  # zeros where the mask is 0
+
+    def make() -> Floats:
+        planes = to_nchw(kept)
+        planes *= known
+        planes += np.float32(0)  # no minus zeros
+        return models.vae_encoder.moments(planes)
+
+    return cache.get(MASKED_PICTURE, (kept, hole), make)
 
 
 def finish(job: Job, models: Models, checker: SafetyChecker | None) -> InpaintResult:
@@ -292,19 +337,19 @@ def finish(job: Job, models: Models, checker: SafetyChecker | None) -> InpaintRe
             cannot be made.
     """
     draft = job.draft
-    pictures = []
-    for latents in job.state.latents:
+    made = np.empty((draft.samples, *draft.image.shape), np.uint8)
+    for picture, latents in zip(made, job.state.latents, strict=True):
         with job.clock.stage("vae_decoder"):
             planes = models.vae_decoder(latents[None])
         if not np.isfinite(planes).all():
             raise SessionError("the networks gave values that are not numbers; no picture is made")
         with job.clock.stage("paste"):
-            generated = draft.geometry.image_out(to_rgb(planes[0]))
+            generated = draft.geometry.image_out(to_levels(planes[0]))
             if draft.reference:
-                pictures.append(generated)
+                picture[:] = generated
             else:
-                pictures.append(paste(draft.image, generated, draft.mask, draft.geometry.box))
-    made = np.stack(pictures)
+                picture[:] = draft.image
+                paste(picture, generated, draft.mask, draft.geometry.box)
     return _result(draft, made, job.clock, len(job.schedule), job.state.latents, checker)
 
 

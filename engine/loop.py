@@ -19,8 +19,9 @@ import numpy.typing as npt
 
 from engine.batcher import pick
 from engine.bundle import Bundle
+from engine.cache import ContentCache
 from engine.errors import EngineError, RequestCancelled, SessionError
-from engine.job import Clock, Draft, Job, finish, prepare, unchanged
+from engine.job import Clock, Draft, Foreseen, Job, finish, prepare, unchanged
 from engine.models import Models
 from engine.prompt import PromptEncoder
 from engine.request import InpaintResult
@@ -76,12 +77,14 @@ class Loop:
         bundle: Bundle,
         models: Models,
         prompts: PromptEncoder,
+        cache: ContentCache,
         max_batch_pixels: int,
         checker: SafetyChecker | None = None,
     ) -> None:
         self._bundle = bundle
         self._models = models
         self._prompts = prompts
+        self._cache = cache
         self._max_batch_pixels = max_batch_pixels
         self._checker = checker
         self._submitted: deque[_Submitted] = deque()
@@ -201,6 +204,7 @@ class Loop:
                 bundle=self._bundle,
                 models=self._models,
                 prompts=self._prompts,
+                cache=self._cache,
                 clock=clock,
             )
         except Exception as exc:
@@ -227,16 +231,17 @@ class Loop:
         for running in batch:
             job, last = running.job, first + running.job.row_count
             try:
-                job.advance(noise_pred[first:last])
+                watched = running.ticket.watched
+                foreseen = job.advance(noise_pred[first:last], foresee=watched)
             except Exception as exc:
                 running.ticket.settle(_as_engine_error(exc))
                 continue
             finally:
                 first = last
             job.clock.add("unet", seconds)
-            assert job.foreseen is not None
-            preview = partial(self._models.preview, job.foreseen[0])
-            running.ticket.report_step(job.step, len(job.schedule), preview)
+            if foreseen is not None:
+                preview = partial(self._preview, foreseen)
+                running.ticket.report_step(job.step, len(job.schedule), preview)
             if job.done:
                 self._finish(running)
             else:
@@ -265,6 +270,9 @@ class Loop:
         answer = np.concatenate(alone.parts)
         alone.parts.clear()
         return answer
+
+    def _preview(self, foreseen: Foreseen) -> npt.NDArray[np.uint8]:
+        return self._models.preview(foreseen())
 
     def _finish(self, running: _Running) -> None:
         try:

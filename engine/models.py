@@ -6,10 +6,12 @@ w = W // 8, scaled as the UNet sees them; embeddings (L, D) float32.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -32,10 +34,19 @@ def to_nchw(image: Rgb) -> Floats:
     return planes
 
 
+def to_levels(planes: Floats) -> Floats:
+    """(3, H, W) float32 in [-1, 1] to whole levels from 0 to 255, (H, W, 3) float32, clipped and
+    rounded to nearest."""
+    levels = planes * np.float32(127.5)
+    levels += np.float32(127.5)
+    np.clip(levels, 0, 255, out=levels)
+    np.rint(levels, out=levels)
+    return np.asarray(cv2.merge(tuple(levels)), np.float32)
+
+
 def to_rgb(planes: Floats) -> Rgb:
-    """(3, H, W) float32 in [-1, 1] to (H, W, 3) uint8, clipped and rounded to nearest."""
-    levels = np.rint(np.clip(planes * np.float32(127.5) + np.float32(127.5), 0, 255))
-    return np.ascontiguousarray(levels.transpose(1, 2, 0), dtype=np.uint8)
+    """The same as (H, W, 3) uint8."""
+    return to_levels(planes).astype(np.uint8)
 
 
 class TextEncoder:
@@ -59,17 +70,48 @@ class UnetRow:
     """One row of a UNet call: one picture at one denoising step.
 
     Attributes:
-        latents: (C, h, w), already multiplied by the schedule's input scale.
+        latents: (C, h, w).
+        scale: The schedule's input scale: the UNet sees the latents times this.
         timestep: What the UNet is told.
         embeddings: (L, D).
         conditioning: (C + 1, h, w): the mask, then the masked picture's latents; None for a UNet
             without inpainting channels.
+
+    Embeddings and conditioning are taken to stay as they are for as long as they exist.
     """
 
     latents: Floats
+    scale: float = 1.0
     timestep: float
     embeddings: Floats
     conditioning: Floats | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Feeds:
+    """The inputs of UNet calls of one shape, and whose constants each row holds."""
+
+    sample: Floats
+    timestep: Floats
+    embeddings: Floats
+    texts: list[weakref.ref[Floats] | None]
+    conditionings: list[weakref.ref[Floats] | None]
+
+    def fill(self, i: int, row: UnetRow) -> None:
+        """Write row ``i``: what changes at every step, and the rest where it is another's."""
+        split = len(row.latents)
+        np.multiply(row.latents, np.float32(row.scale), out=self.sample[i, :split])
+        self.timestep[i] = row.timestep
+        if not _is(self.texts[i], row.embeddings):
+            self.embeddings[i] = row.embeddings
+            self.texts[i] = weakref.ref(row.embeddings)
+        if row.conditioning is not None and not _is(self.conditionings[i], row.conditioning):
+            self.sample[i, split:] = row.conditioning
+            self.conditionings[i] = weakref.ref(row.conditioning)
+
+
+def _is(held: weakref.ref[Floats] | None, array: Floats) -> bool:
+    return held is not None and held() is array
 
 
 class Unet:
@@ -78,7 +120,7 @@ class Unet:
     def __init__(self, session: Session, *, channels: int) -> None:
         self._session = session
         self._channels = channels
-        self._feeds: dict[tuple[int, ...], tuple[Floats, Floats, Floats]] = {}
+        self._feeds: dict[tuple[int, ...], _Feeds] = {}
 
     def __call__(self, rows: Sequence[UnetRow]) -> Floats:
         """Predict for every row; all rows have the same latent shape and prompt length.
@@ -86,28 +128,29 @@ class Unet:
         Returns:
             (B, C, h, w), the session's own buffer, overwritten by the next call.
         """
-        sample, timestep, embeddings = self._buffers(len(rows), rows[0])
+        feeds = self._buffers(len(rows), rows[0])
         for i, row in enumerate(rows):
-            split = len(row.latents)
-            sample[i, :split] = row.latents
-            if row.conditioning is not None:
-                sample[i, split:] = row.conditioning
-            timestep[i] = row.timestep
-            embeddings[i] = row.embeddings
+            feeds.fill(i, row)
         (noise_pred,) = self._session.run(
-            {"sample": sample, "timestep": timestep, "encoder_hidden_states": embeddings}
+            {
+                "sample": feeds.sample,
+                "timestep": feeds.timestep,
+                "encoder_hidden_states": feeds.embeddings,
+            }
         )
         return noise_pred
 
-    def _buffers(self, batch: int, row: UnetRow) -> tuple[Floats, Floats, Floats]:
+    def _buffers(self, batch: int, row: UnetRow) -> _Feeds:
         plane, text = row.latents.shape[1:], row.embeddings.shape
         key = (batch, *plane, *text)
         feeds = self._feeds.pop(key, None)
         if feeds is None:
-            feeds = (
-                np.empty((batch, self._channels, *plane), np.float32),
-                np.empty(batch, np.float32),
-                np.empty((batch, *text), np.float32),
+            feeds = _Feeds(
+                sample=np.empty((batch, self._channels, *plane), np.float32),
+                timestep=np.empty(batch, np.float32),
+                embeddings=np.empty((batch, *text), np.float32),
+                texts=[None] * batch,
+                conditionings=[None] * batch,
             )
         self._feeds[key] = feeds  # the shapes used last are kept
         if len(self._feeds) > _KEPT_SHAPES:
@@ -116,25 +159,30 @@ class Unet:
 
 
 class VaeEncoder:
-    """Pictures to latents."""
+    """Pictures to latents, in two halves: what the network says, and what is made of it."""
 
     def __init__(self, session: Session, latents: Latents) -> None:
         self._session = session
         self._latents = latents
 
-    def __call__(self, image: Floats, draw: Callable[[tuple[int, ...]], Floats] | None) -> Floats:
-        """(1, 3, H, W) to (1, C, h, w).
+    def moments(self, image: Floats) -> Floats:
+        """(1, 3, H, W) in [-1, 1] to (1, 2 C, h, w), means and log-variances; (1, C, h, w) where
+        the encoder has no variance."""
+        (out,) = self._session.run({"image": image})
+        return np.array(out, np.float32)
+
+    def latents(self, moments: Floats, draw: Callable[[tuple[int, ...]], Floats] | None) -> Floats:
+        """What ``moments`` gave to latents (1, C, h, w).
 
         Args:
-            image: The picture in [-1, 1].
+            moments: They are not changed.
             draw: Draws normal noise of a shape, to sample the latents as diffusers does; None
                 takes their mean. An encoder without variance draws nothing.
         """
-        (out,) = self._session.run({"image": image})
         channels = self._latents.channels
-        mean = out[:, :channels]
-        if out.shape[1] == 2 * channels and draw is not None:
-            log_variance = np.clip(out[:, channels:], *_LOG_VARIANCE)
+        mean = moments[:, :channels]
+        if moments.shape[1] == 2 * channels and draw is not None:
+            log_variance = np.clip(moments[:, channels:], *_LOG_VARIANCE)
             mean = mean + np.exp(np.float32(0.5) * log_variance) * draw(mean.shape)
         scale, shift = self._latents.scaling_factor, self._latents.shift_factor
         return np.asarray((mean - np.float32(shift)) * np.float32(scale), np.float32)

@@ -79,6 +79,12 @@ class Ticket:
         with self._condition:
             return self._cancelled
 
+    @property
+    def watched(self) -> bool:
+        """Whether anybody asked for steps."""
+        with self._condition:
+            return bool(self._on_step)
+
     def on_step(self, callback: OnStep) -> None:
         """Call ``callback(step, total, preview)`` after every step, counted from 1.
 

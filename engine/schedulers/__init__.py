@@ -23,11 +23,12 @@ from typing import Any, Final
 from engine.errors import InputError
 from engine.schedulers.noise_model import NoiseModel
 from engine.schedulers.samplers import MAKERS
-from engine.schedulers.schedule import Schedule, SolverState, add_noise, denoised, step
+from engine.schedulers.schedule import Room, Schedule, SolverState, add_noise, denoised, step
 
 __all__ = [
     "DIFFUSERS_CLASSES",
     "SCHEDULERS",
+    "Room",
     "Schedule",
     "SolverState",
     "add_noise",

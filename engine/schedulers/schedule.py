@@ -56,8 +56,30 @@ class SolverState:
     history: tuple[Latents, ...] = ()
 
 
+class Room:
+    """Arrays of one latent shape that steps use again and again, so that none is allocated."""
+
+    def __init__(self, like: Latents) -> None:
+        self.term: Final = np.empty_like(like)
+        """Scratch for one term of a sum."""
+        self._free: list[Latents] = []
+
+    def take(self) -> Latents:
+        """An array whose values mean nothing."""
+        return self._free.pop() if self._free else np.empty_like(self.term)
+
+    def give_back(self, array: Latents) -> None:
+        """Nobody reads it any more."""
+        self._free.append(array)
+
+
 def step(
-    schedule: Schedule, i: int, state: SolverState, noise_pred: Latents, noise: Latents | None
+    schedule: Schedule,
+    i: int,
+    state: SolverState,
+    noise_pred: Latents,
+    noise: Latents | None,
+    room: Room | None = None,
 ) -> SolverState:
     """Do step ``i``: latents at ``timesteps[i]`` to latents at ``timesteps[i + 1]``.
 
@@ -67,21 +89,30 @@ def step(
         state: The state before the step; it is not changed.
         noise_pred: The UNet's output after guidance, of the latents' shape.
         noise: Fresh normal noise of the latents' shape where ``schedule.noise[i]`` is not 0.
+        room: Where the new state is made; what the old state holds and the new one does not is
+            used again there by later steps, so the old state must not be used afterwards.
+
+    Returns:
+        The state after the step; it shares no memory with ``noise_pred``.
     """
-    x = state.latents
-    remembered = _mix(schedule.remember[i], x, noise_pred)
+    room = Room(state.latents) if room is None else room
+    x, term = state.latents, room.term
+    remembered = _mix(schedule.remember[i], x, noise_pred, out=room.take(), term=term)
     history = (remembered, *state.history[: HISTORY - 1])
     base = x
     if schedule.redo[i]:
         assert state.previous is not None
         base = state.previous
-    new = np.float32(schedule.latents[i]) * base
+    new = np.multiply(base, np.float32(schedule.latents[i]), out=room.take())
     for coefficient, h in zip(schedule.history[i], history, strict=False):
         if coefficient:
-            new += np.float32(coefficient) * h
+            new += np.multiply(h, np.float32(coefficient), out=term)
     if schedule.noise[i]:
         assert noise is not None
-        new += np.float32(schedule.noise[i]) * noise
+        new += np.multiply(noise, np.float32(schedule.noise[i]), out=term)
+    for old in (state.previous, *state.history[HISTORY - 1 :]):
+        if old is not None:
+            room.give_back(old)
     return SolverState(latents=new, previous=x, history=history)
 
 
@@ -90,14 +121,30 @@ def denoised(schedule: Schedule, i: int, latents: Latents, noise_pred: Latents) 
     return _mix(schedule.denoised[i], latents, noise_pred)
 
 
-def add_noise(schedule: Schedule, i: int, clean: Latents, noise: Latents) -> Latents:
-    """Bring clean latents to the noise level at which step ``i`` starts."""
-    return _mix(schedule.noising[i], clean, noise)
+def add_noise(
+    schedule: Schedule, i: int, clean: Latents, noise: Latents, room: Room | None = None
+) -> Latents:
+    """Bring clean latents to the noise level at which step ``i`` starts, in a new array or in one
+    that is taken from a room."""
+    out, term = (None, None) if room is None else (room.take(), room.term)
+    return _mix(schedule.noising[i], clean, noise, out=out, term=term)
 
 
-def _mix(weights: Array, a: Latents, b: Latents) -> Latents:
-    """``weights[0] a + weights[1] b`` in float32, without touching a term whose weight is 0."""
+def _mix(
+    weights: Array,
+    a: Latents,
+    b: Latents,
+    *,
+    out: Latents | None = None,
+    term: Latents | None = None,
+) -> Latents:
+    """``weights[0] a + weights[1] b`` in float32, without touching ``a`` where its weight is 0.
+
+    The sum is made in ``out`` with the help of ``term``, or in new arrays.
+    """
     first, second = np.float32(weights[0]), np.float32(weights[1])
     if first == 0.0:
-        return b if second == 1.0 else second * b
-    return first * a + second * b
+        return np.multiply(b, second, out=out)
+    mixed = np.multiply(a, first, out=out)
+    mixed += np.multiply(b, second, out=term)
+    return mixed
