@@ -24,6 +24,7 @@ import uvicorn
 
 from engine import InpaintRequest, InpaintResult, Ticket, Timings
 from engine.bundle import Bundle
+from engine.cache import CacheStatistics
 from engine.sessions.devices import Device
 from engine.ticket import OnStep
 from service.allocator import keep_buffers
@@ -50,6 +51,7 @@ class StubEngine:
 
     def __init__(self, bundle: Bundle, *, seconds: float, lanes: int) -> None:
         self.bundle = bundle
+        self.cache_statistics: dict[str, CacheStatistics] = {}
         self.device = Device(name="stub", detail=f"sleeps {seconds:g} s, {lanes} at once")
         self._seconds = seconds
         self._lanes = ThreadPoolExecutor(lanes, thread_name_prefix="stub")

@@ -13,8 +13,9 @@ from typing import Final
 
 from engine.bundle import Bundle
 from engine.cache import CACHE_BYTES, CacheStatistics, ContentCache
+from engine.clock import Clock
 from engine.errors import BundleError, EngineError, InputError
-from engine.job import Clock, draft
+from engine.job import draft
 from engine.loop import Loop
 from engine.models import Models
 from engine.prompt import PromptEncoder

@@ -9,27 +9,26 @@ from __future__ import annotations
 
 import math
 import secrets
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from engine import mask as masks
 from engine import schedulers
 from engine.bundle import VAE_SCALE_FACTOR, Bundle
-from engine.cache import MASKED_PICTURE, PICTURE, ContentCache
+from engine.cache import ContentCache
 from engine.canvas import Geometry, plan, resize
+from engine.clock import Clock
 from engine.composite import paste
 from engine.errors import InputError, SessionError
-from engine.models import Models, UnetRow, to_levels, to_nchw
+from engine.models import Models, UnetRow, to_levels
+from engine.moments import Moments
 from engine.noise import Generator
 from engine.prompt import PromptEncoder
-from engine.request import MAX_SIDE, MIN_SIDE, InpaintRequest, InpaintResult, Timings
+from engine.request import MAX_SIDE, MIN_SIDE, InpaintRequest, InpaintResult
 from engine.safety_checker import SafetyChecker, require
 from engine.schedulers import Room, Schedule, SolverState
 
@@ -37,51 +36,16 @@ Floats = npt.NDArray[np.float32]
 Foreseen = Callable[[], Floats]
 
 
-@dataclass(slots=True, kw_only=True)
-class Clock:
-    """Seconds spent per stage of one job."""
-
-    submitted: float
-    started: float = 0.0
-    spent: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the time inside the block to a stage."""
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(name, time.perf_counter() - begin)
-
-    def add(self, name: str, seconds: float) -> None:
-        """Add seconds to a stage."""
-        self.spent[name] = self.spent.get(name, 0.0) + seconds
-
-    def timings(self) -> Timings:
-        """The stages as they stand now."""
-        now, get = time.perf_counter(), self.spent.get
-        return Timings(
-            queue=self.started - self.submitted,
-            prepare=get("prepare", 0.0),
-            text_encoder=get("text_encoder", 0.0),
-            vae_encoder=get("vae_encoder", 0.0),
-            unet=get("unet", 0.0),
-            vae_decoder=get("vae_decoder", 0.0),
-            paste=get("paste", 0.0),
-            safety_checker=get("safety_checker", 0.0),
-            total=now - self.submitted,
-        )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Blend:
     """What a UNet without inpainting channels needs: the known part is put back at every step.
 
-    ``mask`` is (1, 1, h, w); ``clean`` and ``noise`` are (S, C, h, w).
+    ``mask`` and ``kept``, which is 1 - mask, are (1, 1, h, w); ``clean`` and ``noise`` are
+    (S, C, h, w).
     """
 
     mask: Floats
+    kept: Floats
     clean: Floats
     noise: Floats
 
@@ -203,12 +167,12 @@ class Job:
         return drawn[0] if len(drawn) == 1 else np.concatenate(drawn)
 
     def _put_back_known(self, blend: Blend) -> None:
-        """``(1 - mask) known + mask x``, in place of the latents x."""
+        """``kept known + mask x``, in place of the latents x."""
         latents, known, room = self.state.latents, blend.clean, self.room
         if not self.done:
             known = schedulers.add_noise(self.schedule, self.step, known, blend.noise, room)
         latents *= blend.mask
-        latents += np.multiply(known, 1 - blend.mask, out=room.term)
+        latents += np.multiply(known, blend.kept, out=room.term)
         if known is not blend.clean:
             room.give_back(known)
 
@@ -261,7 +225,12 @@ def prepare(
     reference, samples = draft.reference, draft.samples
     with clock.stage("prepare"):
         hole = draft.geometry.mask_in(draft.mask)
-        pixels = draft.geometry.image_in(draft.image)
+        moments = Moments(
+            encoder=models.vae_encoder,
+            cache=cache,
+            pixels=draft.geometry.image_in(draft.image),
+            hole=hole,
+        )
         cells = masks.to_latents_nearest(hole) if reference else masks.to_latents(hole)
     with clock.stage("text_encoder"):
         negative = [draft.negative_prompt] if draft.guidance_scale > 1.0 else []
@@ -270,16 +239,15 @@ def prepare(
     inpainting = bundle.unet_channels != bundle.latents.channels
 
     # The order of the draws below is diffusers' own: picture, noise, masked picture.
-    def encode(moments: Callable[[], Floats]) -> Floats:
+    def encode(said: Callable[[], Floats]) -> Floats:
         with clock.stage("vae_encoder"):
-            known, to_latents = moments(), models.vae_encoder.latents
+            known, to_latents = said(), models.vae_encoder.latents
             if not reference:
                 return np.repeat(to_latents(known, None), samples, axis=0)
             return np.concatenate([to_latents(known, g.normal) for g in generators])
 
     from_noise = draft.strength == 1.0
-    picture = partial(_moments, models, cache, pixels)
-    clean = None if inpainting and from_noise else encode(picture)
+    clean = None if inpainting and from_noise else encode(moments.whole)
     shape = (1, bundle.latents.channels, *draft.geometry.latent_shape)
     noise = np.concatenate([generator.normal(shape) for generator in generators])
     if from_noise or clean is None:
@@ -288,13 +256,13 @@ def prepare(
         latents = schedulers.add_noise(schedule, 0, clean, noise)
     conditioning, blend = None, None
     if inpainting or reference:  # a 4-channel reference draws its noise and leaves the rest
-        masked = encode(partial(_masked_moments, models, cache, pixels, hole))
+        masked = encode(moments.masked)
         if inpainting:
             repeated = np.repeat(cells, samples, axis=0)
             conditioning = tuple(np.concatenate([repeated, masked], axis=1))
     if not inpainting:
         assert clean is not None
-        blend = Blend(mask=cells, clean=clean, noise=noise)
+        blend = Blend(mask=cells, kept=1 - cells, clean=clean, noise=noise)
     return Job(
         draft=draft,
         clock=clock,
@@ -306,27 +274,6 @@ def prepare(
         state=SolverState(latents=latents),
         room=Room(latents),
     )
-
-
-def _moments(models: Models, cache: ContentCache, pixels: npt.NDArray[np.uint8]) -> Floats:
-    """The moments of a picture at the working size."""
-    return cache.get(PICTURE, (pixels,), lambda: models.vae_encoder.moments(to_nchw(pixels)))
-
-
-def _masked_moments(
-    models: Models, cache: ContentCache, pixels: npt.NDArray[np.uint8], hole: masks.Mask
-) -> Floats:
-    """The moments of a picture whose hole is blank, whatever it hides."""
-    known = hole ^ 1
-    kept = np.asarray(cv2.copyTo(pixels, known))  # zeros where the mask is 0
-
-    def make() -> Floats:
-        planes = to_nchw(kept)
-        planes *= known
-        planes += np.float32(0)  # no minus zeros
-        return models.vae_encoder.moments(planes)
-
-    return cache.get(MASKED_PICTURE, (kept, hole), make)
 
 
 def finish(job: Job, models: Models, checker: SafetyChecker | None) -> InpaintResult:

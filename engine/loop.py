@@ -20,8 +20,9 @@ import numpy.typing as npt
 from engine.batcher import pick
 from engine.bundle import Bundle
 from engine.cache import ContentCache
+from engine.clock import Clock
 from engine.errors import EngineError, RequestCancelled, SessionError
-from engine.job import Clock, Draft, Foreseen, Job, finish, prepare, unchanged
+from engine.job import Draft, Foreseen, Job, finish, prepare, unchanged
 from engine.models import Models
 from engine.prompt import PromptEncoder
 from engine.request import InpaintResult

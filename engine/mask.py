@@ -44,10 +44,10 @@ def _resize_rows(binary: Mask, size: int) -> Mask:
         return binary
     cells = np.arange(size)
     if size > have:
-        return binary[(2 * cells + 1) * have // (2 * size)]
+        return np.asarray(binary[(2 * cells + 1) * have // (2 * size)], np.uint8)
     # cell k covers [k, k + 1) have / size: all its pixels, the ones it shares too
     first, last = cells * have // size, -(-(cells + 1) * have // size) - 1
-    covered = binary[first]
+    covered = np.asarray(binary[first], np.uint8)
     for further in range(1, int((last - first).max()) + 1):
         np.maximum(covered, binary[np.minimum(first + further, last)], out=covered)
     return covered

@@ -158,6 +158,7 @@ class _Life:
                     settings.bundle,
                     device=settings.device,
                     safety_checker=checker.path,
+                    cache_bytes=settings.cache_bytes,
                 )
                 stack.push_async_callback(asyncio.to_thread, opened.close)
                 tell(opened.safety_checker, checker)

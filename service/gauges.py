@@ -6,13 +6,14 @@ import importlib.metadata
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from engine.cache import CacheStatistics
 from engine.engine import DEFAULT_BUNDLE
 from service.jobs import DeliveryState, JobStore, QueueStatistics, StoreError
 
@@ -106,6 +107,7 @@ def _of_engine(engine: Any) -> Iterator[Metric]:
     yield CounterMetricFamily(
         "edgefill_engine_restarts", restarts, value=getattr(engine, "restarts", 0)
     )
+    yield from _of_caches(getattr(engine, "cache_statistics", {}))
     info = GaugeMetricFamily(
         "edgefill_build_info",
         "1, with the version, the device and the bundle that are in use.",
@@ -113,6 +115,23 @@ def _of_engine(engine: Any) -> Iterator[Metric]:
     )
     info.add_metric((_version(), _device(engine), _bundle(engine)), 1)
     yield info
+
+
+def _of_caches(caches: Mapping[str, CacheStatistics]) -> Iterator[Metric]:
+    """What the engine's process had found again, or not, when it last made a picture; its counts
+    begin anew when it is replaced."""
+    hits = CounterMetricFamily(
+        "edgefill_cache_hits", "Network runs saved, as the answer was known.", labels=("cache",)
+    )
+    misses = CounterMetricFamily(
+        "edgefill_cache_misses", "Network runs whose answer was not known.", labels=("cache",)
+    )
+    size = GaugeMetricFamily("edgefill_cache_bytes", "Memory of known answers.", labels=("cache",))
+    for kind, figures in caches.items():
+        hits.add_metric((kind,), figures.hits)
+        misses.add_metric((kind,), figures.misses)
+        size.add_metric((kind,), figures.bytes)
+    yield from (hits, misses, size)
 
 
 def _gauge(name: str, what: str, value: float) -> Metric:

@@ -16,6 +16,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from engine.cache import CACHE_BYTES
 from engine.header import PictureLimits
 from service.addresses import AddressPolicy
 from service.errors import SettingsError
@@ -128,6 +129,13 @@ class Settings(BaseSettings):
         description="Largest picture that is decoded, in megapixels. Most cameras and phones make "
         "12 or 24; each of the two decoding processes may take 1 GB and 20 MB for every megapixel.",
     )
+    cache_mb: int = Field(
+        default=CACHE_BYTES >> 20,
+        ge=0,
+        le=65_536,
+        description="Most memory for embeddings of prompts and encodings of pictures that were "
+        "seen before, in mebibytes; 0 keeps none. Pictures come out the same with it and without.",
+    )
     body_limit_mb: int = Field(
         default=32, ge=1, le=1024, description="Largest request body that is taken, in megabytes."
     )
@@ -228,6 +236,11 @@ class Settings(BaseSettings):
             min_side=8,
             max_aspect=16,
         )
+
+    @property
+    def cache_bytes(self) -> int:
+        """Most memory for what was seen before, in bytes."""
+        return self.cache_mb << 20
 
     @property
     def body_limit(self) -> int:

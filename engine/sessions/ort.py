@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,10 @@ _TYPES: Final = {
     "int64": "tensor(int64)",
 }
 _KEPT_BUFFERS: Final = 8
-"""Output buffers are kept for that many recent shapes."""
+"""Output buffers and bindings are kept for that many recent shapes."""
+
+_Place: TypeAlias = tuple[tuple[int, tuple[int, ...]], ...]
+"""Address and shape of every input and output."""
 
 
 class OrtSession:
@@ -56,31 +59,46 @@ class OrtSession:
             raise SessionError(f"{self._path}: ONNX Runtime cannot open it: {exc}") from exc
         _compare(self._path, "input", self._session.get_inputs(), self.inputs)
         _compare(self._path, "output", self._session.get_outputs(), self.outputs)
-        self._binding = self._session.io_binding()
+        self._bound: dict[_Place, ort.IOBinding] = {}
         self._buffers: dict[tuple[tuple[int, ...], ...], tuple[npt.NDArray[Any], ...]] = {}
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> tuple[npt.NDArray[Any], ...]:
         """See ``engine.sessions.base.Session.run``."""
         axes = bind_axes(self.inputs, feeds)
         outputs = self._output_buffers(tuple(shape_of(spec, axes) for spec in self.outputs))
-        binding = self._binding
-        for name, array in feeds.items():
-            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        for spec, array in zip(self.outputs, outputs, strict=True):
-            binding.bind_output(spec.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         try:
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(self._binding(feeds, outputs))
         except Exception as exc:
             raise SessionError(f"{self._path}: ONNX Runtime failed: {exc}") from exc
-        finally:
-            binding.clear_binding_inputs()
-            binding.clear_binding_outputs()
         return outputs
 
     def close(self) -> None:
         """See ``engine.sessions.base.Session.close``."""
+        self._bound.clear()
         self._buffers.clear()
-        del self._binding, self._session
+        del self._session
+
+    def _binding(
+        self, feeds: Mapping[str, npt.NDArray[Any]], outputs: tuple[npt.NDArray[Any], ...]
+    ) -> ort.IOBinding:
+        """The binding of these arrays, made once as long as they lie where they lay.
+
+        A binding knows addresses and owns nothing. It is used only where arrays of the same shapes
+        lie at the same addresses now, so that one that outlives its arrays does no harm.
+        """
+        arrays = [feeds[spec.name] for spec in self.inputs] + list(outputs)
+        place = tuple((a.__array_interface__["data"][0], a.shape) for a in arrays)
+        binding = self._bound.pop(place, None)
+        if binding is None:
+            binding = self._session.io_binding()
+            for spec in self.inputs:
+                binding.bind_input(spec.name, *_memory(feeds[spec.name]))
+            for spec, array in zip(self.outputs, outputs, strict=True):
+                binding.bind_output(spec.name, *_memory(array))
+        self._bound[place] = binding
+        if len(self._bound) > _KEPT_BUFFERS:
+            del self._bound[next(iter(self._bound))]
+        return binding
 
     def _output_buffers(self, shapes: tuple[tuple[int, ...], ...]) -> tuple[npt.NDArray[Any], ...]:
         """Buffers for these shapes, the ones used last kept for the next run."""
@@ -94,6 +112,11 @@ class OrtSession:
         if len(self._buffers) > _KEPT_BUFFERS:
             del self._buffers[next(iter(self._buffers))]
         return buffers
+
+
+def _memory(array: npt.NDArray[Any]) -> tuple[str, int, Any, tuple[int, ...], int]:
+    """Where an array lies, as a binding wants to be told."""
+    return "cpu", 0, array.dtype, array.shape, array.ctypes.data
 
 
 def _compare(path: Path, kind: str, found: list[Any], specs: tuple[TensorSpec, ...]) -> None:

@@ -185,7 +185,10 @@ def _serve(settings: Settings, sock: socket.socket) -> None:
     checker = find()
     try:
         engine = EngineProcess.open(
-            settings.bundle, device=settings.device, safety_checker=checker.path
+            settings.bundle,
+            device=settings.device,
+            safety_checker=checker.path,
+            cache_bytes=settings.cache_bytes,
         )
     except EngineError as exc:
         raise CommandError(

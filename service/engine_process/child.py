@@ -26,10 +26,16 @@ import numpy as np
 
 from engine import EngineError, InpaintRequest, SessionError, Ticket
 from engine.bundle import Bundle
+from engine.cache import CacheStatistics
 from engine.sessions.devices import Device
 from engine.ticket import MakePreview, OnStep
 from service.allocator import keep_buffers
-from service.engine_process.crossing import describe_error, unwrap_request, wrap_result
+from service.engine_process.crossing import (
+    describe_error,
+    unwrap_request,
+    wrap_result,
+    wrap_statistics,
+)
 from service.engine_process.wire import MAX_TEXT, Link, Message, close_all, wrap
 
 logger = logging.getLogger(__name__)
@@ -45,6 +51,9 @@ class OpenedEngine(Protocol):
 
     @property
     def device(self) -> Device: ...
+
+    @property
+    def cache_statistics(self) -> dict[str, CacheStatistics]: ...
 
     def submit(self, request: InpaintRequest, *, on_step: OnStep | None = None) -> Ticket: ...
 
@@ -130,7 +139,8 @@ class _Server:
         except Exception as exc:
             self._fail(number, exc)
             return
-        self._tell({"kind": "done", "id": number}, fd)
+        caches = wrap_statistics(self._engine.cache_statistics)
+        self._tell({"kind": "done", "id": number, "caches": caches}, fd)
 
     def _fail(self, number: int, error: Exception) -> None:
         self._tell({"kind": "error", "id": number, "error": describe_error(error)})
@@ -189,6 +199,7 @@ def _open(options: dict[str, Any]) -> OpenedEngine:
         threads=options["threads"],
         max_batch_pixels=options["max_batch_pixels"],
         safety_checker=options["safety_checker"],
+        cache_bytes=options["cache_bytes"],
     )
 
 

@@ -21,6 +21,7 @@ from engine import (
     TensorMismatch,
     Timings,
 )
+from engine.cache import CacheStatistics
 from engine.job import Draft
 from engine.request import Region
 from service.engine_process.wire import MAX_TEXT, Message, unwrap, wrap
@@ -66,6 +67,16 @@ def unwrap_request(fd: int) -> InpaintRequest:
     """The request in a parcel."""
     values, arrays = unwrap(fd)
     return InpaintRequest(image=arrays["image"], mask=arrays["mask"], **values)
+
+
+def wrap_statistics(statistics: dict[str, CacheStatistics]) -> dict[str, dict[str, int]]:
+    """How the caches fare, as part of a message."""
+    return {kind: dataclasses.asdict(figures) for kind, figures in statistics.items()}
+
+
+def unwrap_statistics(told: dict[str, dict[str, int]]) -> dict[str, CacheStatistics]:
+    """The same back."""
+    return {kind: CacheStatistics(**figures) for kind, figures in told.items()}
 
 
 def wrap_result(result: InpaintResult) -> int:

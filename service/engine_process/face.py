@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Final
 
 from engine import Bundle, EngineError, InpaintRequest, InpaintResult
+from engine.cache import CACHE_BYTES, CacheStatistics
 from engine.engine import DEFAULT_BUNDLE, MAX_BATCH_PIXELS
 from engine.job import draft
 from engine.loop import MAX_RUNNING
@@ -63,6 +64,7 @@ class EngineProcess:
         on_state: OnState | None = None,
         factory: str = ENGINE,
         safety_checker: str | os.PathLike[str] | None = None,
+        cache_bytes: int = CACHE_BYTES,
     ) -> EngineProcess:
         """Start a child, and wait until it has opened a bundle and made a picture.
 
@@ -77,6 +79,7 @@ class EngineProcess:
             on_state: See ``EngineProcess.on_state``; given here, no change can be missed.
             factory: ``module:callable`` that opens the engine in the child.
             safety_checker: See ``Engine.open``.
+            cache_bytes: See ``Engine.open``.
 
         Raises:
             BundleError: If the bundle is damaged or not understood.
@@ -92,6 +95,7 @@ class EngineProcess:
             max_batch_pixels=max_batch_pixels,
             beat_seconds=1.0 if hang_seconds is None else min(1.0, hang_seconds / 10),
             safety_checker=None if safety_checker is None else str(Path(safety_checker).absolute()),
+            cache_bytes=cache_bytes,
         )
         patience = Patience(hang_seconds=hang_seconds, start_seconds=start_seconds)
         supervisor = Supervisor(launch, Line(window=MAX_RUNNING), patience)
@@ -129,6 +133,11 @@ class EngineProcess:
     def restarts(self) -> int:
         """How many children were lost so far."""
         return self._supervisor.restarts
+
+    @property
+    def cache_statistics(self) -> dict[str, CacheStatistics]:
+        """How the child's caches fared when it last made a picture; empty before the first."""
+        return self._supervisor.caches
 
     @property
     def pid(self) -> int | None:

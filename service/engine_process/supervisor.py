@@ -25,8 +25,14 @@ from engine import (
     SessionError,
     Ticket,
 )
+from engine.cache import CacheStatistics
 from engine.sessions.devices import Device
-from service.engine_process.crossing import restore_error, unwrap_result, wrap_request
+from service.engine_process.crossing import (
+    restore_error,
+    unwrap_result,
+    unwrap_statistics,
+    wrap_request,
+)
 from service.engine_process.door import Door
 from service.engine_process.line import Entry, Line, ProcessTicket
 from service.engine_process.patience import Patience
@@ -47,6 +53,7 @@ class Supervisor:
     Attributes:
         restarts: How many children were lost and replaced, or will be.
         device: What the engine runs on; None until it was open once.
+        caches: How the child's caches fared when it last made a picture; a new child begins anew.
         error: Why it has given up, if it has.
         settled: Set once it was open, or has given up.
     """
@@ -55,6 +62,7 @@ class Supervisor:
         self.state: State = "starting"
         self.restarts = 0
         self.device: Device | None = None
+        self.caches: dict[str, CacheStatistics] = {}
         self.error: EngineError | None = None
         self.settled: Final = threading.Event()
         self._launch: Final = launch
@@ -191,6 +199,7 @@ class Supervisor:
             preview = np.asarray(unwrap(fds[0])[1]["preview"], np.uint8)
             entry.ticket.report_step(message["step"], message["total"], lambda: preview)
         elif kind == "done":
+            self.caches = unwrap_statistics(message["caches"])
             times = {"submitted": entry.submitted, "prepared": entry.prepared}
             self._settle(entry, unwrap_result(fds[0], **times))
         elif kind == "error":

@@ -18,6 +18,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Final
 
+from engine.cache import CACHE_BYTES
 from service.engine_process.wire import Link
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Launch:
         max_batch_pixels: See ``Engine.open``.
         beat_seconds: The engine's loop says that it lives no more often than this.
         safety_checker: See ``Engine.open``.
+        cache_bytes: See ``Engine.open``.
     """
 
     factory: str
@@ -53,6 +55,7 @@ class Launch:
     max_batch_pixels: int
     beat_seconds: float
     safety_checker: str | None = None
+    cache_bytes: int = CACHE_BYTES
 
 
 class Worker:
@@ -120,6 +123,7 @@ def _options(launch: Launch, sock: socket.socket) -> dict[str, Any]:
         "max_batch_pixels": launch.max_batch_pixels,
         "beat_seconds": launch.beat_seconds,
         "safety_checker": launch.safety_checker,
+        "cache_bytes": launch.cache_bytes,
         "socket": sock.fileno(),
         "parent": os.getpid(),
         "log_level": logging.getLogger("engine").getEffectiveLevel(),

@@ -5,7 +5,18 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from engine.composite import paste
+from engine import composite
+
+
+def paste(
+    original: npt.NDArray[np.uint8],
+    generated: npt.NDArray[np.uint8],
+    mask: npt.NDArray[np.uint8],
+    box: tuple[int, int, int, int],
+) -> npt.NDArray[np.uint8]:
+    target = original.copy()
+    composite.paste(target, generated.astype(np.float32), mask, box)
+    return target
 
 
 def test_outside_the_mask_nothing_changes(

@@ -51,9 +51,9 @@ def test_moments_are_sampled_as_diffusers_does() -> None:
     ).astype(np.float32)
     encoder = VaeEncoder(Canned(moments), Latents(channels=4, scaling_factor=0.1, shift_factor=0.2))
     image = np.zeros((1, 3, 64, 64), np.float32)
-    np.testing.assert_allclose(encoder(image, None), 0.03, rtol=1e-6)
+    np.testing.assert_allclose(encoder.latents(encoder.moments(image), None), 0.03, rtol=1e-6)
     noise = Generator(1).normal((1, 4, 8, 8))
-    sampled = encoder(image, Generator(1).normal)
+    sampled = encoder.latents(encoder.moments(image), Generator(1).normal)
     np.testing.assert_allclose(sampled, (0.5 + 3 * noise - 0.2) * 0.1, rtol=1e-5, atol=1e-6)
 
 
@@ -65,7 +65,8 @@ def test_an_encoder_without_variance_draws_nothing() -> None:
     def never(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
         raise AssertionError("nothing is to be drawn")
 
-    assert (encoder(np.zeros((1, 3, 64, 64), np.float32), never) == 2.0).all()
+    moments = encoder.moments(np.zeros((1, 3, 64, 64), np.float32))
+    assert (encoder.latents(moments, never) == 2.0).all()
 
 
 def test_the_decoder_undoes_the_scaling() -> None:

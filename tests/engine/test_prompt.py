@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from engine import Bundle, BundleError, prompt
+from engine import Bundle, BundleError
+from engine.cache import ContentCache
 from engine.models import TextEncoder
 from engine.prompt import PromptEncoder
 from engine.sessions import open_session, select
@@ -32,7 +33,7 @@ def encoder(bundle_path: Path) -> Counting:
 
 
 def test_a_prompt_is_encoded_once(bundle_path: Path, encoder: Counting) -> None:
-    prompts = PromptEncoder(bundle_path / "tokenizer.json", encoder)
+    prompts = PromptEncoder(bundle_path / "tokenizer.json", encoder, ContentCache())
     first = prompts("a red apple")
     assert first.shape == (8, 16)
     assert prompts("a red apple") is first
@@ -42,27 +43,15 @@ def test_a_prompt_is_encoded_once(bundle_path: Path, encoder: Counting) -> None:
         first[:] = 0
 
 
-def test_the_cache_is_bounded(
-    bundle_path: Path, encoder: Counting, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(prompt, "_CACHE_BYTES", 3 * 8 * 16 * 4)
-    prompts = PromptEncoder(bundle_path / "tokenizer.json", encoder)
-    for text in ("a", "the", "red", "green", "a"):
-        prompts(text)
-    assert encoder.runs == 5  # the first had to go for the fourth
-    prompts("green")
-    assert encoder.runs == 5
-
-
 def test_a_long_prompt_is_cut(bundle_path: Path, encoder: Counting) -> None:
-    prompts = PromptEncoder(bundle_path / "tokenizer.json", encoder)
+    prompts = PromptEncoder(bundle_path / "tokenizer.json", encoder, ContentCache())
     assert prompts("red " * 500).shape == (8, 16)
 
 
 def test_a_damaged_tokenizer(tmp_path: Path, encoder: Counting) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match="is not a tokenizer"):
-        PromptEncoder(tmp_path / "tokenizer.json", encoder)
+        PromptEncoder(tmp_path / "tokenizer.json", encoder, ContentCache())
 
 
 def test_a_tokenizer_that_does_not_fit(
@@ -71,4 +60,4 @@ def test_a_tokenizer_that_does_not_fit(
     text = (bundle_path / "tokenizer.json").read_text()
     (tmp_path / "tokenizer.json").write_text(text.replace('"Fixed": 8', '"Fixed": 9'))
     with pytest.raises(BundleError, match="gives 9 tokens, the text encoder takes 8"):
-        PromptEncoder(tmp_path / "tokenizer.json", encoder)
+        PromptEncoder(tmp_path / "tokenizer.json", encoder, ContentCache())

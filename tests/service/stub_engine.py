@@ -44,6 +44,7 @@ class StubEngine:
         *,
         device: str = "auto",
         safety_checker: str | os.PathLike[str] | None = None,
+        cache_bytes: int = 0,
     ) -> StubEngine:
         if path is not None:
             Bundle.open(path)

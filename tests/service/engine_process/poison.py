@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import Engine, InpaintRequest, TensorMismatch, Ticket
+from engine.cache import CacheStatistics
 from engine.ticket import MakePreview, OnStep
 
 
@@ -25,6 +26,10 @@ class PoisonedEngine:
         self._engine = engine
         self.bundle = engine.bundle
         self.device = engine.device
+
+    @property
+    def cache_statistics(self) -> dict[str, CacheStatistics]:
+        return self._engine.cache_statistics
 
     def submit(self, request: InpaintRequest, *, on_step: OnStep | None = None) -> Ticket:
         if request.prompt == "refuse":
