@@ -25,6 +25,10 @@ _RING: Final = 12.0
 _REDUCE: Final = 4
 """The error is smooth: it is worked out on a grid that much coarser."""
 
+_REACH: Final = 56
+"""No error further than that many pixels from the hole is felt in it: the blur ends after four
+standard deviations, and two coarse cells are for the way to the coarse grid and back."""
+
 
 def paste(target: Rgb, generated: Levels, mask: Mask, box: tuple[int, int, int, int]) -> None:
     """Fill the hole of a picture in place; where the mask is 0, it stays as it is.
@@ -42,13 +46,22 @@ def paste(target: Rgb, generated: Levels, mask: Mask, box: tuple[int, int, int, 
         return
     left, top, right, bottom = bounds
     inside = np.s_[top:bottom, left:right]
-    if cv2.countNonZero(hole) == hole.size:
-        levels = generated[inside].copy()
-    else:
-        levels = generated[inside] + _border_error(part, generated, hole)[inside]
+    levels = generated[inside].copy()
+    if cv2.countNonZero(hole) != hole.size:
+        xs, ys = _near(left, right, hole.shape[1]), _near(top, bottom, hole.shape[0])
+        near = np.s_[ys[0] : ys[1], xs[0] : xs[1]]
+        error = _border_error(part[near], generated[near], hole[near])
+        levels += error[top - ys[0] : bottom - ys[0], left - xs[0] : right - xs[0]]
     # convertScaleAbs takes what is above 255 for 255, and rounds to the nearest
     np.maximum(levels, 0.0, out=levels)
     cv2.copyTo(cv2.convertScaleAbs(levels), hole[inside], part[inside])
+
+
+def _near(start: int, end: int, limit: int) -> tuple[int, int]:
+    """A span and what can be felt in it, of whole coarse cells where there is room for them."""
+    first, last = max(start - _REACH, 0), min(end + _REACH, limit)
+    last = min(last + (first - last) % _REDUCE, limit)
+    return max(first - (first - last) % _REDUCE, 0), last
 
 
 def _border_error(original: Rgb, generated: Levels, hole: Mask) -> Levels:
@@ -58,8 +71,9 @@ def _border_error(original: Rgb, generated: Levels, hole: Mask) -> Levels:
     coarse = (max(1, width // _REDUCE), max(1, height // _REDUCE))
     outside = hole ^ 1
     known = outside.astype(np.float32)
-    # where the mask is 0, OpenCV leaves zeros
-    error = cv2.subtract(original, generated, mask=outside, dtype=cv2.CV_32F)
+    error = original.astype(np.float32)
+    error -= generated
+    error = np.asarray(cv2.copyTo(error, outside))  # zeros in the hole
     weighted = cv2.resize(error, coarse, interpolation=cv2.INTER_AREA)
     weight = cv2.resize(known, coarse, interpolation=cv2.INTER_AREA)
     sigma = _RING / _REDUCE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from engine import composite
 
@@ -53,3 +54,20 @@ def test_a_mask_over_everything(picture: npt.NDArray[np.uint8]) -> None:
     generated = 255 - picture
     result = paste(picture, generated, np.ones((96, 128), np.uint8), (0, 0, 128, 96))
     assert np.array_equal(result, generated)
+
+
+@pytest.mark.parametrize(("left", "worst"), [(200, 0), (203, 2)])
+def test_what_lies_far_from_the_hole_is_not_looked_at(
+    monkeypatch: pytest.MonkeyPatch, left: int, worst: int
+) -> None:
+    """The same bytes as by the error of the whole picture, where the coarse grids agree."""
+    rng = np.random.default_rng(2)
+    original = rng.integers(0, 256, (400, 512, 3), dtype=np.uint8)
+    generated = rng.integers(0, 256, (400, 512, 3), dtype=np.uint8)
+    mask = np.zeros((400, 512), np.uint8)
+    mask[160:240, left : left + 80] = 1
+    near = paste(original, generated, mask, (0, 0, 512, 400))
+    monkeypatch.setattr(composite, "_REACH", 1000)
+    whole = paste(original, generated, mask, (0, 0, 512, 400))
+    assert np.abs(near.astype(int) - whole).max() <= worst
+    assert (near[mask == 1] != generated[mask == 1]).any()

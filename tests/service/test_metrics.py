@@ -297,6 +297,29 @@ def test_the_engine_is_watched(settings: Settings, tmp_path: Path) -> None:
         assert client.get("/livez").status_code == 503
 
 
+def test_the_caches_are_counted(settings: Settings, body: dict[str, Any], tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "tiny")
+    limits = {"device": "cpu", "threads": 1}
+    with (
+        EngineProcess.open(bundle, cache_bytes=1 << 20, **limits) as process,
+        serving(create_app(settings, process)) as client,
+    ):
+        for seed in (1, 2):
+            answer = client.post(f"{API}/inpaint", json=body | {"seed": seed, "strength": 1.0})
+            assert answer.status_code == 200
+        seen = series(client)
+        assert seen["edgefill_cache_hits_total:masked_picture"] == 1
+        assert seen["edgefill_cache_misses_total:picture"] == 0
+        assert seen["edgefill_cache_bytes:masked_picture"] > 0
+        assert seen["edgefill_cache_hits_total:prompt"] == 4  # two of them of the empty one
+    with (
+        EngineProcess.open(bundle, cache_bytes=0, **limits) as process,
+        serving(create_app(settings, process)) as client,
+    ):
+        client.post(f"{API}/inpaint", json=body)
+        assert series(client)["edgefill_cache_bytes:masked_picture"] == 0
+
+
 def test_the_store_is_asked_at_most_once_a_second(tmp_path: Path) -> None:
     store = JobStore.open(f"sqlite:///{tmp_path}/jobs.sqlite3")
     clock = Clock()

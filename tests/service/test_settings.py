@@ -35,6 +35,7 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
         "fetch_seconds": 10.0,
         "picture_limit_mb": 20,
         "picture_limit_megapixels": 25,
+        "cache_mb": 256,
         "body_limit_mb": 32,
         "metrics": "loopback",
         "log_format": "text",
