@@ -23,6 +23,9 @@ Rgb = npt.NDArray[np.uint8]
 Levels = npt.NDArray[np.float32]
 Level = TypeVar("Level", np.uint8, np.float32)
 
+_SMALL: Final = 3 << 20
+"""Bytes of a picture of which a copy in float does not matter."""
+
 _MIN_CONTEXT: Final = 16
 """At least that many pixels of context."""
 
@@ -114,12 +117,22 @@ def resize(image: npt.NDArray[Level], *, width: int, height: int) -> npt.NDArray
         return image
     smaller = min(width, image.shape[1]), min(height, image.shape[0])
     if smaller != (image.shape[1], image.shape[0]):
-        shrunk = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
-        image = np.asarray(shrunk, image.dtype)
+        image = _shrink(image, *smaller)
     if smaller != (width, height):
         grown = cv2.resize(image, (width, height), interpolation=cv2.INTER_LANCZOS4)
         image = np.asarray(grown, image.dtype)
     return image
+
+
+def _shrink(image: npt.NDArray[Level], width: int, height: int) -> npt.NDArray[Level]:
+    """Resize by area. Bytes by way of float, which gives the same bytes in two thirds of the time,
+    where the picture is small and the ratio uneven; OpenCV has a kernel of its own for even ones,
+    with a rounding of its own."""
+    even = image.shape[1] % width == 0 and image.shape[0] % height == 0
+    if even or image.dtype != np.uint8 or image.size > _SMALL:
+        return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA))
+    levels = cv2.resize(image.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
+    return np.rint(levels).astype(image.dtype)
 
 
 def _geometry(width: int, height: int, box: tuple[int, int, int, int], scale: float) -> Geometry:

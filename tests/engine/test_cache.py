@@ -145,3 +145,19 @@ def test_the_bytes_are_the_same_with_and_without(
             assert np.array_equal(result.images, expected.images)
             assert np.array_equal(result.latents, expected.latents)
         assert engine.cache_statistics[PROMPT].hits == 2
+
+
+def test_nothing_is_taken_for_something_else(
+    bundle_path: Path, manual: Engine, ask: Any, picture: Picture, hole: Picture
+) -> None:
+    """One engine that remembers, and one that does not, asked for neighbours of all kinds."""
+    other_hole, black, other = np.roll(hole, 16), np.zeros_like(picture), picture[::-1]
+    asked = [
+        ask(region="full", strength=strength, image=image, mask=mask)
+        for strength in (1.0, 0.7)
+        for image in (picture, black, other)
+        for mask in (hole, other_hole)
+    ]
+    with Engine.open(bundle_path, threads=1, background=False, cache_bytes=0) as forgetful:
+        for one in asked * 2:
+            assert np.array_equal(manual.inpaint(one).images, forgetful.inpaint(one).images)

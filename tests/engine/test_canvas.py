@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine import canvas
 from engine.bundle import Defaults
 from engine.canvas import Geometry, plan
 from engine.mask import Mask
@@ -120,3 +121,14 @@ def test_every_hole_lies_in_its_box(
         assert max(shape) <= 192
     out = geometry.image_out(np.zeros(shape, np.uint8))
     assert out.shape == (bottom - top, right - left, 3)
+
+
+def test_a_picture_shrinks_to_the_same_bytes_by_either_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    for width, height in rng.integers(64, 700, (40, 2)):
+        picture = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        for size in ((64, 64), (width // 2, height // 2), (width - 1, height), (width, 64)):
+            monkeypatch.undo()
+            quick = canvas.resize(picture, width=size[0], height=size[1])
+            monkeypatch.setattr(canvas, "_SMALL", 0)
+            assert np.array_equal(quick, canvas.resize(picture, width=size[0], height=size[1]))
