@@ -42,14 +42,31 @@ SCHEDULERS: Final = tuple(MAKERS)
 
 DIFFUSERS_CLASSES: Final = {
     "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
     "euler": "EulerDiscreteScheduler",
+    "euler_karras": "EulerDiscreteScheduler",
     "euler_a": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "heun_karras": "HeunDiscreteScheduler",
+    "dpm2": "KDPM2DiscreteScheduler",
+    "dpm2_karras": "KDPM2DiscreteScheduler",
+    "dpm2_a": "KDPM2AncestralDiscreteScheduler",
+    "dpm2_a_karras": "KDPM2AncestralDiscreteScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "lms_karras": "LMSDiscreteScheduler",
+    "pndm": "PNDMScheduler",
     "dpmpp_2m": "DPMSolverMultistepScheduler",
     "dpmpp_2m_karras": "DPMSolverMultistepScheduler",
+    "dpmpp_2m_sde": "DPMSolverMultistepScheduler",
+    "dpmpp_2m_sde_karras": "DPMSolverMultistepScheduler",
+    "deis": "DEISMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "unipc_karras": "UniPCMultistepScheduler",
     "lcm": "LCMScheduler",
-    "pndm": "PNDMScheduler",
+    "tcd": "TCDScheduler",
 }
-"""diffusers' class for each name; the karras one with ``use_karras_sigmas=True``."""
+"""diffusers' class for each name; a karras one with ``use_karras_sigmas=True``, an sde one with
+``algorithm_type="sde-dpmsolver++"``."""
 
 
 def make_schedule(

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from engine.errors import BundleError, InputError
 from engine.schedulers.schedule import Array
 
+_KARRAS: Final = "_karras"
 _ZERO_SNR: Final = 2.0**-24
 """What sigma-space samplers put for a = 0, so that the first sigma is not infinite."""
 
@@ -21,7 +22,8 @@ class NoiseModel:
     def __init__(self, config: Mapping[str, Any], name: str) -> None:
         self.name = name
         self.config: dict[str, Any] = {}
-        for key, (default, supported) in {**_COMMON, **_OWN[name]}.items():
+        own = _OWN[name.removesuffix(_KARRAS)]
+        for key, (default, supported) in {**_COMMON, **own}.items():
             value = config.get(key, default)
             if supported and value not in supported:
                 allowed = ", ".join(map(repr, supported))
@@ -32,6 +34,7 @@ class NoiseModel:
                 value = self.config[key]
                 allowed = f"must be a number from {low:g} to {high:g}"
                 raise BundleError(f"scheduler config: {key} is {value!r}; {allowed}")
+        self.karras = name.endswith(_KARRAS) or bool(self.config.get("use_karras_sigmas"))
         self.train_steps = int(self.config["num_train_timesteps"])
         self.prediction: str = self.config["prediction_type"]
         self.spacing: str = self.config["timestep_spacing"]
@@ -73,7 +76,7 @@ class NoiseModel:
 
     def final_a(self) -> float:
         """The ``a`` that stands after the last timestep."""
-        return 1.0 if self.config["set_alpha_to_one"] else float(self.a[0])
+        return 1.0 if self.config.get("set_alpha_to_one", True) else float(self.a[0])
 
     def a_at(self, t: Array) -> Array:
         """``a`` at integer timesteps; the final one below 0."""
@@ -99,7 +102,7 @@ class NoiseModel:
         if self.prediction == "v_prediction":
             scale = signal**2 + noise**2  # 1 in the variance-preserving coordinates
             return np.stack([signal / scale, -noise / np.sqrt(scale)], 1)
-        if self.name in ("ddim", "lcm") and not signal.all():
+        if self.name in ("ddim", "ddpm", "lcm", "tcd") and not signal.all():
             reason = "predicts noise, yet its last timestep holds no signal to find it in"
             raise InputError("scheduler", f"{self.name} does not fit this bundle: it {reason}")
         return np.stack([one / signal, -noise / signal], 1)
@@ -133,6 +136,20 @@ _DPM: Final[_Read] = {
     "use_flow_sigmas": (False, (False, None)),
     "lambda_min_clipped": (-np.inf, (-np.inf,)),
 }
+_KARRAS_OR_NOT: Final[_Read] = {
+    "timestep_spacing": ("linspace", _SPACINGS),
+    "use_karras_sigmas": (False, (False, True, None)),
+    "use_exponential_sigmas": (False, (False, None)),
+    "use_beta_sigmas": (False, (False, None)),
+}
+_BETAS: Final[_Read] = {"beta_start": (0.00085, ()), "beta_end": (0.012, ())}
+_DISTILLED: Final[_Read] = {
+    **_UNCLIPPED,
+    **_BETAS,
+    "beta_schedule": ("scaled_linear", ("scaled_linear", "linear")),
+    "original_inference_steps": (50, ()),
+    "timestep_scaling": (10.0, ()),
+}
 _COMMON: Final[_Read] = {
     "num_train_timesteps": (1000, ()),
     "beta_start": (0.0001, ()),
@@ -146,6 +163,11 @@ _COMMON: Final[_Read] = {
 }
 _OWN: Final[Mapping[str, _Read]] = {
     "ddim": _UNCLIPPED,
+    "ddpm": {
+        "clip_sample": (False, (False,)),
+        "thresholding": (False, (False,)),
+        "variance_type": ("fixed_small", ("fixed_small", "fixed_large")),
+    },
     "euler": {
         **_SIGMAS,
         "use_karras_sigmas": (False, (False, True, None)),
@@ -153,16 +175,32 @@ _OWN: Final[Mapping[str, _Read]] = {
         "timestep_type": ("discrete", ("discrete",)),
     },
     "euler_a": {"timestep_spacing": ("linspace", _SPACINGS)},
+    "heun": {**_KARRAS_OR_NOT, **_BETAS, "clip_sample": (False, (False,))},
+    "dpm2": {**_KARRAS_OR_NOT, **_BETAS},
+    "dpm2_a": {**_KARRAS_OR_NOT, **_BETAS},
+    "lms": _KARRAS_OR_NOT,
     "dpmpp_2m": _DPM,
-    "dpmpp_2m_karras": _DPM,
-    "lcm": {
-        **_UNCLIPPED,
-        "beta_start": (0.00085, ()),
-        "beta_end": (0.012, ()),
-        "beta_schedule": ("scaled_linear", ("scaled_linear", "linear")),
-        "original_inference_steps": (50, ()),
-        "timestep_scaling": (10.0, ()),
+    "dpmpp_2m_sde": _DPM,
+    "deis": {
+        **_KARRAS_OR_NOT,
+        "lower_order_final": (True, ()),
+        "solver_order": (2, (2,)),
+        "thresholding": (False, (False,)),
+        "use_flow_sigmas": (False, (False, None)),
     },
+    "unipc": {
+        **_SIGMAS,
+        "use_karras_sigmas": (False, (False, True, None)),
+        "lower_order_final": (True, (True,)),
+        "solver_order": (2, (2,)),
+        "solver_type": ("bh2", ("midpoint", "heun", "logrho", "bh1", "bh2")),
+        "predict_x0": (True, (True,)),
+        "disable_corrector": ([], ([],)),
+        "thresholding": (False, (False,)),
+        "use_flow_sigmas": (False, (False, None)),
+    },
+    "lcm": _DISTILLED,
+    "tcd": _DISTILLED,
     "pndm": {"set_alpha_to_one": (False, ())},
 }
 _NUMBERS: Final = {

@@ -27,7 +27,8 @@ class Schedule:
         latents: (n,) A.
         history: (n, 5) B.
         noise: (n,) N; no noise is drawn where it is 0.
-        redo: (n,) True where ``x`` stands for the latents before the previous step.
+        corrector: (n, 6) C. Where a row is not all 0, ``x`` stands for the latents that the step
+            before began with, corrected: ``C[0] x_before + sum_k C[1 + k] h_(i-k)``.
         noising: (n, 2) clean latents are brought to step i by ``s[0] x0 + s[1] z``.
         init_noise_sigma: Standard deviation of the latents a run from pure noise begins with.
     """
@@ -39,7 +40,7 @@ class Schedule:
     latents: Array
     history: Array
     noise: Array
-    redo: npt.NDArray[np.bool_]
+    corrector: Array
     noising: Array
     init_noise_sigma: float
 
@@ -49,7 +50,7 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SolverState:
-    """Where a run stands: the latents, those before the last step, and h of the last steps."""
+    """Where a run stands: the latents, those the last step began with, and h of the last steps."""
 
     latents: Latents
     previous: Latents | None = None
@@ -100,20 +101,27 @@ def step(
     remembered = _mix(schedule.remember[i], x, noise_pred, out=room.take(), term=term)
     history = (remembered, *state.history[: HISTORY - 1])
     base = x
-    if schedule.redo[i]:
+    if schedule.corrector[i].any():
         assert state.previous is not None
-        base = state.previous
+        base = np.multiply(state.previous, np.float32(schedule.corrector[i, 0]), out=room.take())
+        _add(base, schedule.corrector[i, 1:], history, term)
+        room.give_back(x)
     new = np.multiply(base, np.float32(schedule.latents[i]), out=room.take())
-    for coefficient, h in zip(schedule.history[i], history, strict=False):
-        if coefficient:
-            new += np.multiply(h, np.float32(coefficient), out=term)
+    _add(new, schedule.history[i], history, term)
     if schedule.noise[i]:
         assert noise is not None
         new += np.multiply(noise, np.float32(schedule.noise[i]), out=term)
     for old in (state.previous, *state.history[HISTORY - 1 :]):
         if old is not None:
             room.give_back(old)
-    return SolverState(latents=new, previous=x, history=history)
+    return SolverState(latents=new, previous=base, history=history)
+
+
+def _add(to: Latents, weights: Array, history: tuple[Latents, ...], term: Latents) -> None:
+    """Add the weighted h of the last steps, with the help of ``term``."""
+    for weight, h in zip(weights, history, strict=False):
+        if weight:
+            to += np.multiply(h, np.float32(weight), out=term)
 
 
 def denoised(schedule: Schedule, i: int, latents: Latents, noise_pred: Latents) -> Latents:

@@ -6,6 +6,7 @@ against a fixed model, and the versions it was recorded with. Needs the export e
 
 from __future__ import annotations
 
+import inspect
 import json
 import warnings
 from pathlib import Path
@@ -23,22 +24,28 @@ def run_diffusers(case: Case) -> tuple[list[float], Any]:
     import torch
 
     config = dict(case.config)
-    if case.scheduler == "dpmpp_2m_karras":
+    if case.scheduler.endswith("_karras"):
         config["use_karras_sigmas"] = True
+    if "_sde" in case.scheduler:
+        config["algorithm_type"] = "sde-dpmsolver++"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scheduler = getattr(diffusers, DIFFUSERS_CLASSES[case.scheduler]).from_config(config)
         scheduler.set_timesteps(case.steps)
-        timesteps = scheduler.timesteps[case.start :]
+        start = case.start * scheduler.order
+        timesteps = scheduler.timesteps[start:]
         if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(case.start)
+            scheduler.set_begin_index(start)
         noise = torch.from_numpy(first_noise())
         clean = torch.zeros_like(noise) + 0.5
         latents = noise * scheduler.init_noise_sigma
         if case.start:
             latents = scheduler.add_noise(clean, noise, timesteps[:1])
         generator = torch.Generator("cpu").manual_seed(case.steps)
-        extra = {"generator": generator} if case.scheduler in ("euler_a", "lcm") else {}
+        known = inspect.signature(scheduler.step).parameters
+        extra: dict[str, Any] = {"generator": generator} if "generator" in known else {}
+        if "eta" in known:
+            extra["eta"] = 0.0  # as the pipelines do
         for t in timesteps:
             scaled = scheduler.scale_model_input(latents, t)
             prediction = torch.from_numpy(answer(scaled.numpy(), float(t)))
