@@ -17,6 +17,10 @@ logger = logging.getLogger(__name__)
 CONTEXT: Final = 0.5
 """What a region shows round the hole: as much again, half of it on each side."""
 
+_DPM_SOLVERS: Final = {
+    ("dpmsolver++", 2): "dpmpp_2m",
+    ("sde-dpmsolver++", 2): "dpmpp_2m_sde",
+}
 _BY_CLASS: Final = {kind: name for name, kind in reversed(DIFFUSERS_CLASSES.items())}
 _STEPS_AND_GUIDANCE: Final = {"lcm": (4, 1.0)}
 _PREDICTION_TYPES: Final = ("epsilon", "v_prediction", "sample")
@@ -56,10 +60,11 @@ def scheduler_name(config: Mapping[str, Any]) -> str:
     name = _BY_CLASS.get(found)
     if name == "dpmpp_2m":
         kind = config.get("algorithm_type", "dpmsolver++"), config.get("solver_order", 2)
-        if kind != ("dpmsolver++", 2):
-            name, found = None, f"{found} ({kind[0]}, order {kind[1]})"
+        name = _DPM_SOLVERS.get(kind)
+        if name is None:
+            found = f"{found} ({kind[0]}, order {kind[1]})"
         elif config.get("use_karras_sigmas"):
-            name = "dpmpp_2m_karras"
+            name += "_karras"
     if name is None:
         logger.warning("The checkpoint's scheduler is not among ours, ddim is taken: %s", found)
         return "ddim"

@@ -125,6 +125,11 @@ def test_names_of_outputs_may_be_long_and_not_too_long(tmp_path: Path) -> None:
             {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True},
             "dpmpp_2m_karras",
         ),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"},
+            "dpmpp_2m_sde",
+        ),
+        ({"_class_name": "UniPCMultistepScheduler"}, "unipc"),
         ({"_class_name": "LCMScheduler"}, "lcm"),
     ],
 )
@@ -135,8 +140,8 @@ def test_scheduler_names(config: dict[str, Any], name: str) -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        {"_class_name": "HeunDiscreteScheduler"},
-        {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"},
+        {"_class_name": "EDMEulerScheduler"},
+        {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver"},
         {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3},
     ],
 )
