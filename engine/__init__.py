@@ -9,6 +9,7 @@ from engine.bundle import Bundle
 from engine.engine import Engine
 from engine.errors import (
     BundleError,
+    DeadlineMissed,
     DeviceLost,
     EngineError,
     InputError,
@@ -17,18 +18,21 @@ from engine.errors import (
     SessionError,
     TensorMismatch,
 )
+from engine.plan import Plan
 from engine.request import InpaintRequest, InpaintResult, Timings
 from engine.ticket import Ticket
 
 __all__ = [
     "Bundle",
     "BundleError",
+    "DeadlineMissed",
     "DeviceLost",
     "Engine",
     "EngineError",
     "InpaintRequest",
     "InpaintResult",
     "InputError",
+    "Plan",
     "RequestCancelled",
     "RuntimeUnavailable",
     "SessionError",

@@ -7,6 +7,8 @@ working size and padded to multiples of 8.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -108,6 +110,15 @@ def plan(mask: Mask, *, region: Region, defaults: Defaults, reference: bool = Fa
     return _geometry(
         width, height, box, min(max(longer, defaults.size), defaults.max_size) / longer
     )
+
+
+def shrunk(geometry: Geometry, share: float) -> Geometry:
+    """The same box at a smaller working size: sides of about ``share``, multiples of 8."""
+    width, height = (
+        _round_up(math.ceil(side * share))
+        for side in (geometry.working_width, geometry.working_height)
+    )
+    return dataclasses.replace(geometry, working_width=width, working_height=height)
 
 
 def resize(image: npt.NDArray[Level], *, width: int, height: int) -> npt.NDArray[Level]:

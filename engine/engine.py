@@ -14,10 +14,12 @@ from typing import Final
 from engine.bundle import Bundle
 from engine.cache import CACHE_BYTES, CacheStatistics, ContentCache
 from engine.clock import Clock
+from engine.costs import CostTable
 from engine.errors import BundleError, EngineError, InputError
 from engine.job import draft
 from engine.loop import Loop
 from engine.models import Models
+from engine.planner import Planner
 from engine.prompt import PromptEncoder
 from engine.request import InpaintRequest, InpaintResult
 from engine.safety_checker import SafetyChecker, choose, require
@@ -46,6 +48,7 @@ class Engine:
         device: What it runs on.
         safety_checker: ``"bundle"`` or ``"open_nsfw"``, the checker that requests can ask for, or
             None.
+        costs: What the networks took here so far.
     """
 
     def __init__(
@@ -66,7 +69,8 @@ class Engine:
         kind = choose(bundle, safety_checker)
         checker = None if kind is None else SafetyChecker(kind, opener)
         self.safety_checker: Final = None if checker is None else checker.name
-        models = Models.open(bundle, partial(opener, bundle.path))
+        self.costs: Final = CostTable()
+        models = Models.open(bundle, self.costs.metering(bundle, partial(opener, bundle.path)))
         self._cache: Final = ContentCache(cache_bytes)
         tokenizer = bundle.path / bundle.tokenizer.file
         self._loop = Loop(
@@ -75,6 +79,7 @@ class Engine:
             prompts=PromptEncoder(tokenizer, models.text_encoder, self._cache),
             cache=self._cache,
             max_batch_pixels=max_batch_pixels,
+            planner=Planner(bundle, self.costs, max_batch_pixels=max_batch_pixels),
             checker=checker,
         )
         self._thread: threading.Thread | None = None

@@ -4,6 +4,7 @@
     ├── BundleError                 a model bundle is missing, damaged or not understood
     ├── InputError                  a request value is not allowed (names the field)
     ├── RequestCancelled            the ticket was cancelled before the picture was done
+    ├── DeadlineMissed              the picture cannot be made by the request's deadline, or was not
     └── SessionError                a network could not be opened or run
         ├── RuntimeUnavailable      a runtime, device or checker that was asked for is not there
         ├── TensorMismatch          a tensor has another name, dtype or shape than declared
@@ -39,6 +40,10 @@ class InputError(EngineError):
 
 class RequestCancelled(EngineError):
     """The request was cancelled before its picture was finished."""
+
+
+class DeadlineMissed(EngineError):
+    """The picture cannot be made by the request's deadline, or was not."""
 
 
 class SessionError(EngineError):

@@ -27,6 +27,7 @@ from engine.errors import InputError, SessionError
 from engine.models import Models, UnetRow, to_levels
 from engine.moments import Moments
 from engine.noise import Generator
+from engine.plan import Plan
 from engine.prompt import PromptEncoder
 from engine.request import MAX_SIDE, MIN_SIDE, InpaintRequest, InpaintResult
 from engine.safety_checker import SafetyChecker, require
@@ -58,6 +59,8 @@ class Draft:
         image: (H, W, 3) uint8, the picture at the size of the result.
         mask: (H, W) uint8 of 0 and 1.
         schedule: None where there is nothing to do: an empty mask, or strength 0.
+        deadline: Seconds from submission; see ``InpaintRequest``.
+        plan: What was chosen for the deadline, once that was done.
     """
 
     image: npt.NDArray[np.uint8]
@@ -74,6 +77,8 @@ class Draft:
     geometry: Geometry
     reference: bool
     safety_checker: bool
+    deadline: float | None = None
+    plan: Plan | None = None
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -188,7 +193,7 @@ def draft(request: InpaintRequest, bundle: Bundle) -> Draft:
     guidance = defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
     scheduler = request.scheduler or defaults.scheduler
     image, mask = _pictures(request)
-    start = _first_step(request, steps)
+    start = first_step(request, steps)
     idle = start == steps or not (mask.any() or request.reference)
     schedule = schedulers.make_schedule(
         scheduler, bundle.scheduler, num_inference_steps=steps, start=0 if idle else start
@@ -208,6 +213,7 @@ def draft(request: InpaintRequest, bundle: Bundle) -> Draft:
         geometry=plan(mask, region=request.region, defaults=defaults, reference=request.reference),
         reference=request.reference,
         safety_checker=request.safety_checker,
+        deadline=request.deadline,
     )
 
 
@@ -330,6 +336,7 @@ def _result(
         timings=clock.timings(),
         latents=latents,
         nsfw=nsfw,
+        plan=draft.plan,
     )
 
 
@@ -354,7 +361,7 @@ def _pictures(request: InpaintRequest) -> tuple[npt.NDArray[np.uint8], masks.Mas
     return image, masks.binarise(request.mask, width=width, height=height)
 
 
-def _first_step(request: InpaintRequest, steps: int) -> int:
+def first_step(request: InpaintRequest | Draft, steps: int) -> int:
     """How many leading steps ``strength`` leaves out.
 
     The reference rounds down and refuses to make no step; otherwise any strength above 0 makes

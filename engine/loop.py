@@ -7,6 +7,7 @@ State is in ``engine.job``, the choice of who runs in ``engine.batcher``, the ex
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -21,9 +22,10 @@ from engine.batcher import pick
 from engine.bundle import Bundle
 from engine.cache import ContentCache
 from engine.clock import Clock
-from engine.errors import EngineError, RequestCancelled, SessionError
+from engine.errors import DeadlineMissed, EngineError, RequestCancelled, SessionError
 from engine.job import Draft, Foreseen, Job, finish, prepare, unchanged
 from engine.models import Models
+from engine.planner import Planner
 from engine.prompt import PromptEncoder
 from engine.request import InpaintResult
 from engine.safety_checker import SafetyChecker
@@ -80,6 +82,7 @@ class Loop:
         prompts: PromptEncoder,
         cache: ContentCache,
         max_batch_pixels: int,
+        planner: Planner,
         checker: SafetyChecker | None = None,
     ) -> None:
         self._bundle = bundle
@@ -87,6 +90,7 @@ class Loop:
         self._prompts = prompts
         self._cache = cache
         self._max_batch_pixels = max_batch_pixels
+        self._planner = planner
         self._checker = checker
         self._submitted: deque[_Submitted] = deque()
         self._running: list[_Running] = []
@@ -122,6 +126,7 @@ class Loop:
             try:
                 if not self._closing:
                     self._drop_cancelled()
+                    self._drop_late()
                     self._admit()
                     self._advance()
             except BaseException:
@@ -181,6 +186,16 @@ class Loop:
         for ticket in gone:
             ticket.settle(Ticket.cancellation())
 
+    def _drop_late(self) -> None:
+        """Give up what has missed its deadline: it is of no use to anybody."""
+        now = time.perf_counter()
+        late = [r for r in self._running if _left(r.job.draft, r.job.clock, now) <= 0]
+        for running in late:
+            self._running.remove(running)
+            self._planner.learn(running.job.draft, running.job.clock, now)
+            late_by = "the picture was not made before its deadline"
+            running.ticket.settle(DeadlineMissed(late_by))
+
     def _tickets(self) -> list[Ticket]:
         return [r.ticket for r in self._running] + [s.ticket for s in self._submitted]
 
@@ -199,9 +214,11 @@ class Loop:
             if schedule is None:
                 ticket.settle(unchanged(next_up.draft, clock, self._checker))
                 return
+            draft = self._planned(next_up.draft, clock)
+            assert draft.schedule is not None
             job = prepare(
-                next_up.draft,
-                schedule,
+                draft,
+                draft.schedule,
                 bundle=self._bundle,
                 models=self._models,
                 prompts=self._prompts,
@@ -213,6 +230,18 @@ class Loop:
             return
         least = min((running.served for running in self._running), default=0)
         self._running.append(_Running(ticket=ticket, job=job, served=least))
+
+    def _planned(self, draft: Draft, clock: Clock) -> Draft:
+        """A draft that is about to join, as it has to be to meet its deadline."""
+        if draft.deadline is None:
+            return draft
+        left = _left(draft, clock, clock.started)
+        if left <= 0:
+            raise DeadlineMissed("the request was not begun before its deadline")
+        with self._wake:
+            waiting = [s.draft for s in self._submitted][: MAX_RUNNING - len(self._running) - 1]
+        running = [(r.job, r.served, sum(map(len, r.parts))) for r in self._running]
+        return self._planner.plan(draft, left=left, running=running, waiting=waiting)
 
     def _run(self, batch: list[_Running]) -> None:
         """One UNet call for a batch, one scheduler step for each of its jobs."""
@@ -280,7 +309,13 @@ class Loop:
             outcome: InpaintResult | EngineError = finish(running.job, self._models, self._checker)
         except Exception as exc:
             outcome = _as_engine_error(exc)
+        self._planner.learn(running.job.draft, running.job.clock, time.perf_counter())
         running.ticket.settle(outcome)
+
+
+def _left(draft: Draft, clock: Clock, now: float) -> float:
+    """Seconds until a deadline; without one there is no end of them."""
+    return math.inf if draft.deadline is None else clock.submitted + draft.deadline - now
 
 
 def _as_engine_error(exc: Exception) -> EngineError:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import InputError
+from engine.plan import Plan
 
 Region = Literal["auto", "full", "mask"]
 
@@ -24,6 +25,8 @@ MAX_STEPS: Final = 200
 MAX_GUIDANCE: Final = 50.0
 MAX_PROMPT_CHARACTERS: Final = 10_000
 MAX_SEED: Final = 2**53 - 1
+MIN_DEADLINE: Final = 0.001
+MAX_DEADLINE: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,6 +58,11 @@ class InpaintRequest:
         safety_checker: Say of each finished picture whether it is not safe for work. Nothing is
             done to a flagged picture. In reference mode too, where the checker sees the picture
             that it sees in diffusers' pipeline.
+        deadline: Seconds from submission, 0.001 to 3600, after which the pictures are of no use.
+            Where they would come too late as asked for, fewer steps are made, the working size is
+            smaller, or the fast decoder is used; ``InpaintResult.plan`` says what was chosen. With
+            a deadline that cannot be kept the request ends with ``DeadlineMissed``, at once or
+            between two steps. Not in reference mode.
     """
 
     image: npt.NDArray[np.uint8]
@@ -72,6 +80,7 @@ class InpaintRequest:
     region: Region = "auto"
     reference: bool = False
     safety_checker: bool = False
+    deadline: float | None = None
 
     def __post_init__(self) -> None:
         _check_array("image", self.image, "(H, W, 3)")
@@ -101,7 +110,13 @@ class InpaintRequest:
             raise InputError("scheduler", f"must be a name, got {self.scheduler!r}")
         for field in ("width", "height", "samples", "seed", "num_inference_steps"):
             _make_plain(self, field, int)
-        for field in ("strength", "guidance_scale"):
+        if self.deadline is not None:
+            _check_number("deadline", self.deadline, MIN_DEADLINE, MAX_DEADLINE)
+            if self.reference:
+                raise InputError(
+                    "deadline", "cannot be kept in reference mode, where nothing is left out"
+                )
+        for field in ("strength", "guidance_scale", "deadline"):
             _make_plain(self, field, float)
         if self.region not in get_args(Region):
             allowed = ", ".join(get_args(Region))
@@ -132,7 +147,7 @@ class InpaintResult:
     Attributes:
         images: (samples, height, width, 3) uint8 RGB.
         seed: The seed of the first picture; picture ``i`` used ``seed + i``.
-        num_inference_steps: Steps asked for.
+        num_inference_steps: Steps of the schedule: those asked for, or of the plan.
         steps_run: UNet steps made: fewer where ``strength`` is below 1, one more for pndm, none
             where there was nothing to fill.
         guidance_scale: The guidance scale used.
@@ -143,6 +158,8 @@ class InpaintResult:
         latents: (samples, channels, h, w) float32, the final latents before the VAE decoder; None
             where there was nothing to fill.
         nsfw: Whether each picture is not safe for work; None where that was not asked.
+        plan: What was chosen for the deadline; None without one, and where there was nothing to
+            fill.
     """
 
     images: npt.NDArray[np.uint8]
@@ -156,6 +173,7 @@ class InpaintResult:
     timings: Timings
     latents: npt.NDArray[np.float32] | None
     nsfw: tuple[bool, ...] | None = None
+    plan: Plan | None = None
 
 
 def _make_plain(request: InpaintRequest, field: str, kind: type[int] | type[float]) -> None:

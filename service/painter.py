@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +20,18 @@ import numpy as np
 import numpy.typing as npt
 import pybase64
 
-from engine import Bundle, EngineError, InpaintRequest, InpaintResult, InputError, RequestCancelled
+from engine import (
+    Bundle,
+    DeadlineMissed,
+    EngineError,
+    InpaintRequest,
+    InpaintResult,
+    InputError,
+    RequestCancelled,
+)
+from engine.costs import Estimate
 from engine.image import encode_jpeg, encode_png
+from engine.request import MIN_DEADLINE
 from service.decoding import PictureDecoder
 from service.errors import FAILED, ApiError, refused_value
 from service.inputs import PictureReader
@@ -82,6 +94,10 @@ class Painter:
         base64_mode: What ``base64: true`` answers with: the bare text (``"inline"``), a link to a
             file that holds it (``"link"``, as the hosted API does), or a data URI.
         metrics: Told how long each stage took.
+
+    Attributes:
+        tail: What it takes from the engine's result to a kept answer; not left to the engine of a
+            deadline.
     """
 
     def __init__(
@@ -100,6 +116,7 @@ class Painter:
         self._outputs = outputs
         self._base64_mode = base64_mode
         self._metrics = metrics or Metrics()
+        self.tail = Estimate()
 
     async def prepare(self, body: Body, *, root: str, owner: str = "") -> InpaintRequest:
         """Get and decode the pictures that came with a request.
@@ -137,18 +154,23 @@ class Painter:
 
         Raises:
             ApiError: With the answer that the client gets instead.
+            DeadlineMissed: If the engine says that the picture cannot be made in time.
             StorageError: When the pictures could not be kept.
         """
         refuse_unchecked(body, safety_checker_of(self._engine))
         try:
+            request = self._with_deadline(request, job)
             result = await _finished(await _submitted(self._engine, request))
         except InputError as exc:
             raise refused_value(exc) from exc
         except RequestCancelled as exc:
             raise ApiError(503, "The request was cancelled because the server stops.") from exc
+        except DeadlineMissed:
+            raise
         except EngineError as exc:
             logger.exception("job %d: the engine failed", job.id)
             raise ApiError(500, FAILED) from exc
+        made_at = time.monotonic()
         if body.safety_checker and result.nsfw is None:
             logger.error("job %d: the engine did not check its pictures", job.id)
             raise ApiError(500, "The engine failed to check the picture.")
@@ -168,7 +190,16 @@ class Painter:
             answer["generationTime"],
         )
         told = None if kept.links == kept.output else {**answer, "output": kept.links}
-        return Painted(answer=answer, files=list(kept.files), webhook_answer=told)
+        return Painted(answer=answer, files=list(kept.files), webhook_answer=told, made_at=made_at)
+
+    def _with_deadline(self, request: InpaintRequest, job: Job) -> InpaintRequest:
+        """The request with the seconds that the engine may take."""
+        if job.deadline is None:
+            return request
+        left = job.deadline - time.time() - (self.tail.seconds or 0.0)
+        if left < MIN_DEADLINE:
+            raise DeadlineMissed("the request was not begun before its deadline")
+        return dataclasses.replace(request, deadline=left)
 
     async def _read(self, body: Body, *, root: str, owner: str) -> dict[str, bytes]:
         """All pictures at once; of two errors, the first field's is the one that is told."""
@@ -210,11 +241,13 @@ class Painted:
         files: The names of the files that were kept for it.
         webhook_answer: What the webhook says instead: links where the answer holds the pictures
             themselves, which would be megabytes. None where it says the same.
+        made_at: ``time.monotonic()`` when the engine was done.
     """
 
     answer: dict[str, Any]
     files: list[str]
     webhook_answer: dict[str, Any] | None
+    made_at: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

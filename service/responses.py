@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from starlette.responses import JSONResponse
 
-from engine import InpaintResult
+from engine import InpaintResult, Plan
 from engine.manifest import Defaults
 from service.errors import ApiError
 from service.inputs import summary
@@ -94,6 +94,7 @@ def meta(body: Body, *, prefix: str) -> dict[str, Any]:
     """What was asked, as the hosted API writes it: booleans as "yes" and "no", never the key."""
     return {
         "base64": _yes_no(body.base64),
+        "deadline_ms": body.deadline_ms,
         "enhance_prompt": "no",
         "file_prefix": prefix,
         "guidance_scale": body.guidance_scale,
@@ -137,6 +138,18 @@ def _how(result: InpaintResult) -> dict[str, Any]:
         "seed": result.seed,
         "steps": result.num_inference_steps,
         "timings": {name: round(seconds, 4) for name, seconds in stages.items()},
+    } | ({} if result.plan is None else {"plan": _planned(result.plan)})
+
+
+def _planned(plan: Plan) -> dict[str, Any]:
+    """What was chosen so that the pictures are made by their deadline."""
+    estimated = plan.estimated
+    return {
+        "steps": plan.num_inference_steps,
+        "working_size": list(plan.working_size),
+        "vae": plan.vae,
+        "estimated_ms": None if estimated is None else round(estimated * 1000),
+        "reduced": plan.reduced,
     }
 
 

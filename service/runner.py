@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from engine import InpaintRequest
+from engine import DeadlineMissed, InpaintRequest
 from service.errors import FAILED, ApiError, StorageError, unkept
 from service.jobs import Job, JobStore, StoreError
 from service.logs import bind_job
@@ -54,11 +54,13 @@ class _Outcome:
         keep: Writes it down; its value says whether the job was still this attempt's.
         how: What it is counted as; None where it will be done again.
         answer: What its client is told, where it is done.
+        made_at: When its pictures were made, where they were; see ``Painted``.
     """
 
     keep: Callable[[], object]
     how: str | None
     answer: Mapping[str, Any] | None = None
+    made_at: float | None = None
 
 
 class Runner:
@@ -115,6 +117,9 @@ class Runner:
         except ApiError as exc:
             how = "refused" if exc.status < 500 else "failed"
             return self._failed(job, exc, how=how)
+        except DeadlineMissed as exc:
+            text = str(exc)
+            return self._failed(job, late(f"{text[0].upper()}{text[1:]}."), how="cancelled")
         except StorageError as exc:
             logger.error("job %d: the storage failed: %s", job.id, exc)
             return self._failed(job, unkept(exc.reason))
@@ -139,7 +144,7 @@ class Runner:
             files=painted.files,
             webhook_answer=painted.webhook_answer,
         )
-        return _Outcome(keep=finish, how="done", answer=painted.answer)
+        return _Outcome(keep=finish, how="done", answer=painted.answer, made_at=painted.made_at)
 
     async def _paint(self, job: Job, begun: Begun | None) -> Painted:
         if begun is None:
@@ -171,6 +176,8 @@ class Runner:
             except StoreError:
                 logger.exception("the outcome of job %d cannot be kept", job.id)
                 await asyncio.sleep(RETRY_SECONDS)
+        if outcome.made_at is not None:
+            self._painter.tail.add(time.monotonic() - outcome.made_at)
         if written and outcome.how is not None:
             self._metrics.ended(job.kind, outcome.how)
         if written is True and outcome.answer is not None:
@@ -181,5 +188,5 @@ class Runner:
 
 
 def late(message: str) -> ApiError:
-    """The answer to a request whose deadline has passed."""
+    """The answer to a request whose deadline has passed or cannot be kept."""
     return ApiError(503, message, headers={"Retry-After": "1"})

@@ -135,12 +135,14 @@ class _Server:
     def _done(self, number: int, ticket: Ticket) -> None:
         self._tickets.pop(number, None)
         try:
-            fd = wrap_result(ticket.result(0))
+            result = ticket.result(0)
+            fd = wrap_result(result)
         except Exception as exc:
             self._fail(number, exc)
             return
         caches = wrap_statistics(self._engine.cache_statistics)
-        self._tell({"kind": "done", "id": number, "caches": caches}, fd)
+        seconds = result.timings.total
+        self._tell({"kind": "done", "id": number, "seconds": seconds, "caches": caches}, fd)
 
     def _fail(self, number: int, error: Exception) -> None:
         self._tell({"kind": "error", "id": number, "error": describe_error(error)})

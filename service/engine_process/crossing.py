@@ -10,11 +10,13 @@ import numpy as np
 
 from engine import (
     BundleError,
+    DeadlineMissed,
     DeviceLost,
     EngineError,
     InpaintRequest,
     InpaintResult,
     InputError,
+    Plan,
     RequestCancelled,
     RuntimeUnavailable,
     SessionError,
@@ -31,6 +33,7 @@ _ERRORS: Final[dict[str, type[EngineError]]] = {
     for kind in (
         EngineError,
         BundleError,
+        DeadlineMissed,
         RequestCancelled,
         SessionError,
         RuntimeUnavailable,
@@ -40,8 +43,10 @@ _ERRORS: Final[dict[str, type[EngineError]]] = {
 }
 
 
-def wrap_request(draft: Draft, region: Region) -> int:
+def wrap_request(draft: Draft, region: Region, *, left: float | None = None) -> int:
     """A checked request as a parcel, every choice made.
+
+    A deadline crosses as the seconds that are ``left`` of it: the processes share no clock.
 
     The draft's own arrays cross: they have the size of the result, which is often less than what
     was handed in, and nobody else can change them before a second attempt. The seed is the draft's,
@@ -59,6 +64,7 @@ def wrap_request(draft: Draft, region: Region) -> int:
         "region": region,
         "reference": draft.reference,
         "safety_checker": draft.safety_checker,
+        "deadline": left,
     }
     return wrap(values, {"image": draft.image, "mask": draft.mask * np.uint8(255)})
 
@@ -91,6 +97,7 @@ def wrap_result(result: InpaintResult) -> int:
         "working_size": result.working_size,
         "timings": dataclasses.asdict(result.timings),
         "nsfw": result.nsfw,
+        "plan": None if result.plan is None else dataclasses.asdict(result.plan),
     }
     return wrap(values, {"images": result.images, "latents": result.latents})
 
@@ -113,7 +120,9 @@ def unwrap_result(fd: int, *, submitted: float, prepared: float) -> InpaintResul
         queue=inside.queue + max(0.0, total - inside.total - prepared),
     )
     region, working_size = values.pop("region"), values.pop("working_size")
-    nsfw = values.pop("nsfw")
+    nsfw, plan = values.pop("nsfw"), values.pop("plan")
+    if plan is not None:
+        plan = Plan(**plan | {"working_size": tuple(plan["working_size"])})
     return InpaintResult(
         images=arrays["images"],
         latents=arrays.get("latents"),
@@ -121,6 +130,7 @@ def unwrap_result(fd: int, *, submitted: float, prepared: float) -> InpaintResul
         working_size=tuple(working_size),
         timings=timings,
         nsfw=None if nsfw is None else tuple(nsfw),
+        plan=plan,
         **values,
     )
 

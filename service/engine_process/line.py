@@ -78,6 +78,7 @@ class Entry:
     Attributes:
         submitted: ``time.perf_counter()`` when it was handed in.
         prepared: Seconds that its check took.
+        handed: ``time.perf_counter()`` when it was last handed to a child.
         told_cancel: Whether the child it is in was told to cancel it.
         told_watch: Whether the child it is in was told to report its steps.
     """
@@ -87,6 +88,7 @@ class Entry:
     region: Region
     submitted: float
     prepared: float
+    handed: float = 0.0
     told_cancel: bool = False
     told_watch: bool = False
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from engine import (
     BundleError,
+    DeadlineMissed,
     DeviceLost,
     EngineError,
     InpaintResult,
@@ -26,6 +27,8 @@ from engine import (
     Ticket,
 )
 from engine.cache import CacheStatistics
+from engine.costs import Estimate
+from engine.request import MIN_DEADLINE
 from engine.sessions.devices import Device
 from service.engine_process.crossing import (
     restore_error,
@@ -71,6 +74,7 @@ class Supervisor:
         self._on_state: list[OnState] = []
         self._worker: Worker | None = None
         self._due = 0.0  # when the next child is started
+        self._crossing: Final = Estimate()  # what both ways between the processes take
         self._door: Final = Door()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="edgefill-supervisor", daemon=True)
@@ -201,7 +205,9 @@ class Supervisor:
         elif kind == "done":
             self.caches = unwrap_statistics(message["caches"])
             times = {"submitted": entry.submitted, "prepared": entry.prepared}
-            self._settle(entry, unwrap_result(fds[0], **times))
+            result = unwrap_result(fds[0], **times)
+            self._crossing.add(time.perf_counter() - entry.handed - message["seconds"])
+            self._settle(entry, result)
         elif kind == "error":
             error = restore_error(message["error"])
             unasked = isinstance(error, RequestCancelled) and not entry.ticket.cancelled()
@@ -251,8 +257,15 @@ class Supervisor:
                 self._line.withdraw(entry)
                 entry.ticket.settle(Ticket.cancellation())
                 continue
+            left = self._left(entry)
+            if left is not None and left < MIN_DEADLINE:
+                self._line.withdraw(entry)
+                late = "the request was not begun before its deadline"
+                entry.ticket.settle(DeadlineMissed(late))
+                continue
+            entry.handed = time.perf_counter()
             try:
-                fd = wrap_request(entry.draft, entry.region)
+                fd = wrap_request(entry.draft, entry.region, left=left)
             except OSError as exc:
                 self._line.withdraw(entry)
                 entry.ticket.settle(SessionError(f"no memory to hand the request over: {exc}"))
@@ -269,6 +282,13 @@ class Supervisor:
             if not self._line.inside:
                 self._patience.alive(time.monotonic())
             self._line.enter(entry)
+
+    def _left(self, entry: Entry) -> float | None:
+        """What is left of a deadline for the child; None without one."""
+        if entry.draft.deadline is None:
+            return None
+        spent = time.perf_counter() - entry.submitted
+        return entry.draft.deadline - spent - (self._crossing.seconds or 0.0)
 
     def _say(self, message: Message, *fds: int) -> bool:
         """Send a message; False where the child is full, or dead, which the next pass will see."""

@@ -22,6 +22,7 @@ _NUMBER: Final = {"type": "number"}
 _INTEGER: Final = {"type": "integer"}
 _META: Final[dict[str, Schema]] = {
     "base64": _YES_NO,
+    "deadline_ms": {"type": ["integer", "null"]},
     "enhance_prompt": _YES_NO,
     "file_prefix": _TEXT,
     "guidance_scale": _NUMBER,
@@ -44,7 +45,20 @@ _META: Final[dict[str, Schema]] = {
     "webhook": {"type": ["string", "null"]},
     "width": _INTEGER,
 }
-"""What meta always holds; init_image, mask_image and timings come on top where there are any."""
+"""What meta always holds; init_image, mask_image, timings and plan come on top where there are
+any."""
+
+_PLAN: Final = {
+    "type": "object",
+    "required": ["steps", "working_size", "vae", "estimated_ms", "reduced"],
+    "properties": {
+        "steps": _INTEGER,
+        "working_size": {"type": "array", "items": _INTEGER, "minItems": 2, "maxItems": 2},
+        "vae": {"type": "string", "enum": ["full", "fast"]},
+        "estimated_ms": {"type": ["integer", "null"]},
+        "reduced": {"type": "boolean"},
+    },
+}
 
 
 def answer_schemas() -> dict[str, Schema]:
@@ -90,6 +104,7 @@ def answer_schemas() -> dict[str, Schema]:
                 "init_image": _TEXT,
                 "mask_image": _TEXT,
                 "timings": {"type": "object", "additionalProperties": _NUMBER},
+                "plan": _described(_PLAN, "plan"),
             },
             "additionalProperties": True,
         },

@@ -91,8 +91,8 @@ def _responses() -> dict[str, Schema]:
         "TooLarge": standard_error("The body of the request is too large."),
         "QueueFull": standard_error("The queue of this key is full.", retry=True),
         "Unavailable": standard_error(
-            "Not ready, stopping, busy, or without what was asked for; or the picture was not done "
-            "by its deadline."
+            "Not ready, stopping, busy, or without what was asked for; or the picture was not, or "
+            "cannot be, done by its deadline."
         ),
     }
 

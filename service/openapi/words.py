@@ -35,12 +35,17 @@ FIELDS: Final = {
     "webhook": "An http or https URL that the result is posted to when the picture is done.",
     "track_id": "Comes back in the webhook's call, and in the answer's meta.",
     "strength": "How much of the picture is forgotten: 0 keeps it, 1 keeps nothing.",
-    "num_inference_steps": "Denoising steps; the model's own number where left out.",
+    "num_inference_steps": "Denoising steps; the model's own number where left out. With "
+    "deadline_ms it is an upper bound.",
     "guidance_scale": "How closely the prompt is followed; the model's own value where left out.",
     "scheduler": f"The sampler: {', '.join(SCHEDULERS)}, or the name of diffusers' class; "
     "the model's own where left out.",
     "output_format": "The format of the result: png or jpg.",
-    "deadline_ms": "Milliseconds after which the picture is of no use: it is given up then.",
+    "deadline_ms": "Milliseconds, from when the request is accepted, after which the picture is of "
+    "no use: it is given up then. Where it would come too late as asked for, fewer steps are made, "
+    "the fast decoder is used where the model has one, or the working size is smaller, in this "
+    "order of preference, from what this server has measured; meta.plan says what was chosen. "
+    "Where no way is quick enough, the request fails at once.",
     "region": "What is worked on: the whole picture (full), the box round the mask with some "
     "context (mask), or whichever suits (auto).",
     "base64_string": "A PNG or JPEG picture of at most 5 MB as a data URI or bare base64.",
@@ -53,6 +58,8 @@ ANSWERS: Final = {
     "output": "A link per picture; with base64, the pictures themselves as text.",
     "proxy_links": "The same as output.",
     "meta": "What was asked, and what was chosen where nothing was asked.",
+    "plan": "With deadline_ms: the steps, the working size [width, height], the decoder (vae) and "
+    "the time that were chosen, and whether that is less than what was asked for.",
     "nsfw_content_detected": "Whether the safety checker flagged a picture of the request.",
     "tip": "A sentence for people.",
     "eta": "Seconds until the picture is thought to be done.",
