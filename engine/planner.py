@@ -44,7 +44,7 @@ class Margin:
     @property
     def factor(self) -> float:
         """What an estimate is multiplied by."""
-        rank = math.ceil(0.9 * len(self._ratios)) - 1
+        rank = int(0.9 * (len(self._ratios) - 1))  # one that went wrong is no rule
         return min(max(sorted(self._ratios)[rank], _LEAST_MARGIN), _MOST_MARGIN)
 
 

@@ -54,7 +54,12 @@ def add(commands: Commands) -> None:
         metavar="N",
         help="pictures that the engine of the overload makes at a time (default: 1)",
     )
-    for action, run, default in ((latency, _latency, 20), (load, _load, 40)):
+    deadline = actions.add_parser(
+        "deadline", help="answers in time, and what they cost in quality", allow_abbrev=False
+    )
+    add_engine(deadline)
+    kinds = ((latency, _latency, 20), (load, _load, 40), (deadline, _deadline, 12))
+    for action, run, default in kinds:
         action.add_argument(
             "--repetitions",
             type=int,
@@ -97,6 +102,23 @@ def _latency(arguments: argparse.Namespace) -> dict[str, Any]:
             bundle=arguments.bundle,
             device=arguments.device or "auto",
             repetitions=arguments.repetitions,
+        )
+    except EngineError as exc:
+        raise CommandError(
+            str(exc), hint="`edgefill doctor` shows what works on this machine"
+        ) from exc
+
+
+def _deadline(arguments: argparse.Namespace) -> dict[str, Any]:
+    from bench import deadline
+    from engine import EngineError
+
+    try:
+        return deadline.measure(
+            bundle=arguments.bundle,
+            device=arguments.device or "auto",
+            repetitions=arguments.repetitions,
+            tell=_tell,
         )
     except EngineError as exc:
         raise CommandError(
