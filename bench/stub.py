@@ -32,6 +32,7 @@ from service.app import create_app
 from service.commands.serve import listener
 from service.engine_process import EngineProcess
 from service.settings import Settings
+from service.stream.protocol import options
 
 SECONDS: Final = "STUB_SECONDS"
 LANES: Final = "STUB_LANES"
@@ -120,8 +121,9 @@ def main(arguments: list[str] | None = None) -> int:
     keep_buffers()
     engine = EngineProcess.open(factory=f"{open_engine.__module__}:open_engine")
     with engine, listener("127.0.0.1", 0) as sock:
-        app = create_app(Settings.load(), engine)
-        config = uvicorn.Config(app, log_config=None, ws="none", lifespan="on")
+        settings = Settings.load()
+        app = create_app(settings, engine)
+        config = uvicorn.Config(app, log_config=None, lifespan="on", **options(settings))
         logger.info("serving: http://127.0.0.1:%d", sock.getsockname()[1])
         uvicorn.Server(config).run(sockets=[sock])
     return 0

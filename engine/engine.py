@@ -11,10 +11,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
+
 from engine.bundle import Bundle
 from engine.cache import CACHE_BYTES, CacheStatistics, ContentCache
 from engine.clock import Clock
 from engine.costs import CostTable
+from engine.editing import EditingSession, OnEvent
 from engine.errors import BundleError, EngineError, InputError
 from engine.job import draft
 from engine.loop import Loop
@@ -189,6 +193,12 @@ class Engine:
         except TimeoutError:
             ticket.cancel()
             raise
+
+    def edit(
+        self, image: npt.NDArray[np.uint8], *, on_event: OnEvent | None = None
+    ) -> EditingSession:
+        """Edit one picture, change after change: the newest wins; see ``EditingSession``."""
+        return EditingSession(self, image, on_event=on_event)
 
     def step(self) -> bool:
         """Do one round: admit one request, make one UNet call, finish what is done.

@@ -17,7 +17,8 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
 from service import openapi
 from service.auth import Keys
@@ -39,6 +40,7 @@ from service.safety import find, tell
 from service.schema import KINDS
 from service.settings import Settings
 from service.storage import FOLDER, Storage, open_storage
+from service.stream import Streams
 from service.watch import STOPPED, Parts, Watch
 from service.webhooks import Deliverer, parse_secrets
 
@@ -65,7 +67,7 @@ def create_app(settings: Settings, engine: PictureEngine | None = None) -> Starl
             closed when it stops.
     """
     life = _Life(settings, engine)
-    routes = [
+    routes: list[BaseRoute] = [
         Route(f"{root}/{kind}{slash}", life.asks(_painting(kind)), methods=["POST"])
         for root in ROOTS
         for kind in KINDS
@@ -78,6 +80,11 @@ def create_app(settings: Settings, engine: PictureEngine | None = None) -> Starl
     ]
     routes += [
         Route(f"/api/v6/base64_to_url{slash}", life.asks(Endpoints.upload), methods=["POST"])
+        for slash in ("", "/")
+    ]
+    routes += [
+        WebSocketRoute(f"{root}/stream{slash}", life.streams)
+        for root in ROOTS
         for slash in ("", "/")
     ]
     routes += [
@@ -120,6 +127,7 @@ class _Life:
         self._given = engine
         self._keys = Keys(key.get_secret_value() for key in settings.api_keys)
         self._endpoints: Endpoints | None = None
+        self._streams: Streams | None = None
         self.metrics = Metrics()
         self.watch = Watch(self.metrics, exposure=settings.metrics, keys=self._keys)
 
@@ -134,6 +142,15 @@ class _Life:
             return await handler(self._endpoints, request)
 
         return endpoint
+
+    async def streams(self, socket: WebSocket) -> None:
+        """The realtime stream; 503 while the application is not running."""
+        if self._streams is None:
+            headers = {"Retry-After": "5"}
+            refusal = ApiError(503, NOT_READY, headers=headers, reason="not_ready")
+            await socket.send_denial_response(error_response(refusal))
+            return
+        await self._streams.serve(socket)
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -215,12 +232,21 @@ class _Life:
                 defaults=engine.bundle.defaults,
                 safety_checker=safety_checker_of(engine),
             )
+            self._streams = Streams(
+                settings,
+                keys=self._keys,
+                engine=engine,
+                reader=reader,
+                decoder=decoder,
+                dispatcher=dispatcher,
+                metrics=self.metrics,
+            )
             parts = Parts(store=store, dispatcher=dispatcher, outputs=outputs, engine=engine)
             self.watch.open(parts, queue_limit=settings.queue_total)
             try:
                 yield
             finally:
-                self._endpoints = None
+                self._endpoints = self._streams = None
 
 
 def _painting(kind: str) -> Handler:

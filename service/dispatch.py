@@ -21,6 +21,7 @@ from service.inputs import is_link
 from service.jobs import Job, JobStore, Limits, NewJob, QueueFull, State, StoreError
 from service.metrics import Metrics
 from service.painter import Painter
+from service.places import Places
 from service.runner import RETRY_SECONDS, Begun, Runner
 from service.schema import Body
 from service.waiters import Waiters
@@ -49,6 +50,7 @@ class Dispatcher:
 
     Attributes:
         waiters: Who waits for jobs.
+        places: The slots as edits of streams take them.
     """
 
     def __init__(
@@ -80,6 +82,11 @@ class Dispatcher:
         self._reserved = 0  # slots of jobs that are being claimed
         self._unwanted: set[int] = set()  # jobs whose only client has gone
         self._wake = asyncio.Event()
+        self.places: Final = Places(
+            free=lambda: self._free_slots,
+            jobs_wait=lambda: self._waiting,
+            changed=self._wake.set,
+        )
         self._draining = False
         self._loop: asyncio.Task[None] | None = None
         self._clock: asyncio.Task[None] | None = None
@@ -199,7 +206,7 @@ class Dispatcher:
             raise
         finally:
             self._reserved -= begin
-            self._wake.set()  # whoever came meanwhile found no free slot
+            self._freed()  # whoever came meanwhile found no free slot
         self._metrics.accepted(kind)
         self.waiters.expect(job.id)
         if job.state is State.RUNNING:
@@ -287,6 +294,7 @@ class Dispatcher:
                 continue
             finally:
                 self._reserved -= free
+                self.places.jobs_were_served()
             self._fullness.departed()
             if held:
                 await asyncio.sleep(RETRY_SECONDS)
@@ -296,7 +304,12 @@ class Dispatcher:
 
     @property
     def _free_slots(self) -> int:
-        return self._slots - len(self._working) - self._reserved
+        return self._slots - len(self._working) - self._reserved - self.places.taken
+
+    def _freed(self) -> None:
+        """A slot may be free: let in who waits for one."""
+        self.places.deal()
+        self._wake.set()
 
     async def _holding(self) -> bool:
         """Whether the storage keeps everybody waiting; says so once."""
@@ -319,7 +332,7 @@ class Dispatcher:
     def _free(self, job_id: int, _: object) -> None:
         self._working.pop(job_id, None)
         self._unwanted.discard(job_id)
-        self._wake.set()
+        self._freed()
 
     def _count_ended(self, job_ids: Iterable[int], how: str) -> None:
         """Count jobs that ended without having been worked on here. In a thread: it reads."""

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector
 from prometheus_client.exposition import generate_latest
 
 from engine import Timings
@@ -120,6 +120,26 @@ class Metrics:
             "Attempts to deliver a webhook: delivered; failed, to be tried again; given up.",
             {"outcome": tuple(ATTEMPTS.values())},
         )
+
+        self._streams: Final = Gauge(
+            "edgefill_streams", "Realtime streams that are open.", registry=self.registry
+        )
+        self._edits: Final = self._counter(
+            "edgefill_stream_edits",
+            "Edits of realtime streams that ended: done; refused, as their message could not be "
+            "used; failed, by our fault; cancelled, as a newer one came or the stream ended.",
+            {"outcome": OUTCOMES},
+        )
+
+    @contextlib.contextmanager
+    def streaming(self) -> Iterator[None]:
+        """A realtime stream is open."""
+        with self._streams.track_inprogress():
+            yield
+
+    def edited(self, outcome: str) -> None:
+        """An edit of a stream has ended with one of ``OUTCOMES``."""
+        self._edits.labels(outcome).inc()
 
     def accepted(self, kind: str) -> None:
         """A request has become a job."""

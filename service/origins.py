@@ -85,8 +85,8 @@ class OriginGuard:
         self._guarded = guarded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        if scope["type"] == "http" and scope["path"].startswith(self._guarded):
+        """Serve one request; a WebSocket's handshake is one too."""
+        if scope["type"] in ("http", "websocket") and scope["path"].startswith(self._guarded):
             origin = Headers(scope=scope).get("origin")
             if origin is not None and not self._policy.permits(origin):
                 await error_response(ApiError(403, REFUSED))(scope, receive, send)

@@ -32,6 +32,7 @@ from engine import (
 from engine.costs import Estimate
 from engine.image import encode_jpeg, encode_png
 from engine.request import MIN_DEADLINE
+from engine.ticket import OnStep
 from service.decoding import PictureDecoder
 from service.errors import FAILED, ApiError, refused_value
 from service.inputs import PictureReader
@@ -74,8 +75,8 @@ class PictureEngine(Protocol):
         """What it makes them with; says what is done where a request does not."""
         ...
 
-    def submit(self, request: InpaintRequest, /) -> PictureTicket:
-        """Take a request without waiting for its picture."""
+    def submit(self, request: InpaintRequest, /, *, on_step: OnStep | None = None) -> PictureTicket:
+        """Take a request without waiting for its picture; see ``Engine.submit``."""
         ...
 
     def close(self) -> None:
@@ -136,7 +137,7 @@ class Painter:
             pictures = await self._read(body, root=root, owner=owner)
         try:
             with self._metrics.stage("decode"):
-                return _request(body, await self._decode(pictures))
+                return request_of(body, await self._decode(pictures))
         except InputError as exc:
             raise refused_value(exc) from exc
 
@@ -297,7 +298,7 @@ async def _all(work: Mapping[str, Awaitable[T]]) -> dict[str, T]:
     return done
 
 
-def _request(body: Body, pictures: Mapping[str, Pixels]) -> InpaintRequest:
+def request_of(body: Body, pictures: Mapping[str, Pixels]) -> InpaintRequest:
     """What the engine is asked: without a mask everything is painted, without a picture on grey."""
     image, mask = pictures.get("init_image"), pictures.get("mask_image")
     if image is None:

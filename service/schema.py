@@ -292,8 +292,12 @@ def is_absent(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def parse_json(body: bytes) -> Mapping[str, Any]:
+def parse_json(body: bytes | str, what: str = "request body") -> Mapping[str, Any]:
     """The JSON object in a request body, whatever its content type says.
+
+    Args:
+        body: Its text.
+        what: Whose text it is, for the error's sentence.
 
     Raises:
         ApiError: 400 when it is no JSON object.
@@ -301,9 +305,9 @@ def parse_json(body: bytes) -> Mapping[str, Any]:
     try:
         values = json.loads(body, parse_constant=_no_constant)
     except (ValueError, RecursionError) as exc:  # JSON and Unicode errors are ValueErrors
-        raise ApiError(400, "The request body is not valid JSON.") from exc
+        raise ApiError(400, f"The {what} is not valid JSON.") from exc
     if not isinstance(values, dict):
-        raise ApiError(400, "The request body must be a JSON object.")
+        raise ApiError(400, f"The {what} must be a JSON object.")
     return values
 
 

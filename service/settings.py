@@ -140,6 +140,19 @@ class Settings(BaseSettings):
         default=32, ge=1, le=1024, description="Largest request body that is taken, in megabytes."
     )
 
+    streams: int = Field(
+        default=16, ge=1, le=10_000, description="Realtime streams that may be open at once."
+    )
+    streams_per_key: int = Field(
+        default=4, ge=1, le=10_000, description="Realtime streams of one key."
+    )
+    stream_idle_seconds: float = Field(
+        default=300.0,
+        gt=0,
+        le=86_400,
+        description="A realtime stream is closed when nothing was asked for so long, in seconds.",
+    )
+
     metrics: Literal["loopback", "key", "open", "off"] = Field(
         default="loopback",
         description="Who may read `/metrics`: clients on this machine, those with a key, "

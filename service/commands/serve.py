@@ -181,6 +181,7 @@ def _serve(settings: Settings, sock: socket.socket) -> None:
     from service.app import create_app
     from service.engine_process import EngineProcess
     from service.safety import find, tell
+    from service.stream.protocol import options
 
     checker = find()
     try:
@@ -200,9 +201,9 @@ def _serve(settings: Settings, sock: socket.socket) -> None:
             log_config=None,
             access_log=True,
             server_header=False,
-            ws="none",
             lifespan="on",
             timeout_graceful_shutdown=30,
+            **options(settings),
         )
         server = uvicorn.Server(config)
         tell(engine.safety_checker, checker)

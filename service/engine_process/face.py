@@ -9,8 +9,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
+
 from engine import Bundle, EngineError, InpaintRequest, InpaintResult
 from engine.cache import CACHE_BYTES, CacheStatistics
+from engine.editing import EditingSession, OnEvent
 from engine.engine import DEFAULT_BUNDLE, MAX_BATCH_PIXELS
 from engine.job import draft
 from engine.loop import MAX_RUNNING
@@ -190,6 +194,12 @@ class EngineProcess:
         except TimeoutError:
             ticket.cancel()
             raise
+
+    def edit(
+        self, image: npt.NDArray[np.uint8], *, on_event: OnEvent | None = None
+    ) -> EditingSession:
+        """Edit one picture, change after change; see ``EditingSession``."""
+        return EditingSession(self, image, on_event=on_event)
 
     def close(self) -> None:
         """Kill the child and wait for its end; what is not done by then ends as cancelled."""

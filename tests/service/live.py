@@ -14,12 +14,16 @@ import httpx
 import uvicorn
 from starlette.types import ASGIApp
 
+from service.settings import Settings
+from service.stream.protocol import options
+
 
 @contextlib.contextmanager
-def serving(app: ASGIApp) -> Iterator[httpx.Client]:
+def serving(app: ASGIApp, settings: Settings | None = None) -> Iterator[httpx.Client]:
     """Run an ASGI application on a free loopback port; yields a client of it."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        config = uvicorn.Config(app, log_config=None, ws="none", lifespan="on")
+        streams = options(settings or Settings())
+        config = uvicorn.Config(app, log_config=None, lifespan="on", **streams)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
         thread.start()
