@@ -169,13 +169,13 @@ class EditingSession:
     def events(self) -> Iterator[EditEvent]:
         """The events from now on, until the session is closed.
 
-        A preview that was not read before its edit's next event is left out.
+        A preview that was not read before the next event came is left out.
         """
         kept: deque[EditEvent] = deque()
 
         def keep(event: EditEvent) -> None:
             with self._lock:
-                if kept and kept[-1].kind == "preview" and kept[-1].edit == event.edit:
+                if kept and kept[-1].kind == "preview":
                     kept.pop()
                 kept.append(event)
                 self._lock.notify_all()

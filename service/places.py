@@ -59,10 +59,9 @@ class Places:
         while self._free() > 0:
             # one that is cancelled is taken out by its own task, which has not run since
             turn = next((turn for turn in self._waiting if not turn.cancelled()), None)
-            jobs_wait = self._jobs_wait()
-            if turn is None or (self._jobs_turn and jobs_wait):
+            if turn is None or (self._jobs_turn and self._jobs_wait()):
                 return
-            self._jobs_turn = jobs_wait
+            self._jobs_turn = True
             self._waiting.remove(turn)
             self.taken += 1
             turn.set_result(None)

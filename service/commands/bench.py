@@ -58,7 +58,25 @@ def add(commands: Commands) -> None:
         "deadline", help="answers in time, and what they cost in quality", allow_abbrev=False
     )
     add_engine(deadline)
-    kinds = ((latency, _latency, 20), (load, _load, 40), (deadline, _deadline, 12))
+    stream = actions.add_parser(
+        "stream", help="the realtime stream under a rate of edits", allow_abbrev=False
+    )
+    stream.add_argument(
+        "--seconds",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="how long edits come at the rate (default: 60)",
+    )
+    stream.add_argument(
+        "--rate", type=float, default=10.0, metavar="R", help="edits a second (default: 10)"
+    )
+    kinds = (
+        (latency, _latency, 20),
+        (load, _load, 40),
+        (deadline, _deadline, 12),
+        (stream, _stream, 20),
+    )
     for action, run, default in kinds:
         action.add_argument(
             "--repetitions",
@@ -151,6 +169,27 @@ def _load(arguments: argparse.Namespace) -> dict[str, Any]:
     except (ServerError, ClientError, EngineError, OSError) as exc:
         raise CommandError(str(exc)) from exc
     return found
+
+
+def _stream(arguments: argparse.Namespace) -> dict[str, Any]:
+    from bench import stream
+    from bench.client import ClientError
+    from bench.server import ServerError
+
+    if not arguments.seconds >= stream.LEAST_SECONDS:
+        least = f"must be at least {stream.LEAST_SECONDS:g}"
+        raise CommandError(f"--seconds is {arguments.seconds:g}; {least}", code=USAGE)
+    if not 0 < arguments.rate <= 100:
+        raise CommandError(f"--rate is {arguments.rate:g}; must be 0 to 100", code=USAGE)
+    try:
+        return stream.measure(
+            seconds=arguments.seconds,
+            rate=arguments.rate,
+            repetitions=arguments.repetitions,
+            tell=_tell,
+        )
+    except (ServerError, ClientError, OSError, TimeoutError) as exc:
+        raise CommandError(str(exc) or "the stream did not end its edits") from exc
 
 
 def _tell(text: str) -> None:

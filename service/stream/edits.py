@@ -20,7 +20,6 @@ from service.inputs import PictureReader
 from service.painter import (
     PictureEngine,
     PictureTicket,
-    refuse_unchecked,
     request_of,
     safety_checker_of,
 )
@@ -62,11 +61,15 @@ class Studio:
         engine: Makes the pictures.
         reader: Gets the pictures that came with a message.
         decoder: Makes pixels of them.
+
+    Attributes:
+        safety_checker: The name of the engine's safety checker, if it has one.
     """
 
     def __init__(
         self, engine: PictureEngine, reader: PictureReader, decoder: PictureDecoder
     ) -> None:
+        self.safety_checker: Final = safety_checker_of(engine)
         self._engine = engine
         self._reader = reader
         self._decoder = decoder
@@ -94,7 +97,6 @@ class Studio:
 
     async def _made(self, edit: Edit, *, root: str, owner: str, show: ShowPreview) -> Told:
         body = edit.wish.body
-        refuse_unchecked(body, safety_checker_of(self._engine))
         size = (body.width, body.height)
         pictures = {
             field: await source.pixels(

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from service.errors import ApiError, words
 from service.inputs import AT_ONCE
+from service.painter import refuse_unchecked
 from service.schema import InpaintBody, is_absent, parse_json
 from service.stream.pictures import FIELDS, Source
 
@@ -99,9 +100,14 @@ class Wish:
 
 
 class Wishes:
-    """What a client has asked for so far: each message changes some of it."""
+    """What a client has asked for so far: each message changes some of it.
 
-    def __init__(self) -> None:
+    Args:
+        safety_checker: The name of the engine's safety checker, if it has one.
+    """
+
+    def __init__(self, safety_checker: str | None) -> None:
+        self._safety_checker = safety_checker
         self._values: dict[str, Any] = {}
         self._sources: dict[str, Source] = {}
 
@@ -109,7 +115,8 @@ class Wishes:
         """Take a message's changes.
 
         Raises:
-            ApiError: 400 with one sentence; then nothing has changed.
+            ApiError: 400, or 503 for a check that cannot be made, with one sentence; then nothing
+                has changed.
         """
         if message.refusal is not None:
             raise message.refusal
@@ -130,5 +137,6 @@ class Wishes:
             raise ApiError(400, "The webhook cannot be used in a stream.")
         if body.instant_response:
             raise ApiError(400, "The instant response cannot be used in a stream.")
+        refuse_unchecked(body, self._safety_checker)
         self._values, self._sources = values, sources
         return Wish(body=body, sources=sources)
