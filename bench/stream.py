@@ -1,10 +1,11 @@
 """The realtime stream: so many edits a second, and then one after the other.
 
 An open loop sends edits at a constant rate to ``edgefill serve`` on one connection, whatever comes
-back: by turns another mask (a PNG in a binary frame), another prompt, another seed. Afterwards a
-closed loop asks again as soon as it has its picture. Counted is what a stream promises: every edit
-has one end, in order, and an edit that is not the newest any more gives no picture. Times count
-from when a message was handed to the socket.
+back: by turns another mask (a PNG in a binary frame), another prompt, another seed. It is done with
+few steps, where there is time for pictures, and with many, where every edit overtakes the one
+before. Afterwards a closed loop asks again as soon as it has its picture. Counted is what a stream
+promises: every edit has one end, in order, and an edit that is not the newest any more gives no
+picture. Times count from when a message was handed to the socket.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from bench.server import Server, serving
 from engine.image import encode_png
 
 PATH: Final = "/api/v6/realtime/stream"
-STEPS: Final = 4
+STEPS: Final = (4, 50)
+"""Of the two open loops; the closed one has the first."""
 WARM_UP_SECONDS: Final = 5.0
 LEAST_SECONDS: Final = 6.0
 MEGABYTE: Final = 1e6
@@ -110,25 +112,27 @@ async def _measure(
     server: Server, seconds: float, rate: float, repetitions: int, tell: Callable[[str], None]
 ) -> dict[str, Any]:
     address = f"ws://127.0.0.1:{server.port}{PATH}"
-    async with connect(address, compression=None, proxy=None, max_size=None) as socket:
-        tell(f"stream: {rate:g} edits a second for {seconds:g} s")
-        memory: list[tuple[float, float, float]] = []
-        watching = asyncio.create_task(_watch(server, memory))
-        opened = await _open_loop(socket, seconds, rate)
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+    found: dict[str, Any] = {}
+    for steps in STEPS:
+        async with connect(address, compression=None, proxy=None, max_size=None) as socket:
+            tell(f"stream: {rate:g} edits a second of {steps} steps for {seconds:g} s")
+            memory: list[tuple[float, float, float]] = []
+            watching = asyncio.create_task(_watch(server, memory))
+            opened = await _open_loop(socket, seconds, rate, steps)
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+        found[f"open_loop_{steps}_steps"] = (
+            {"edits_a_second": rate, "seconds": seconds}
+            | opened.figures()
+            | {
+                "memory_of_server": _memory([(at, one) for at, one, _ in memory]),
+                "memory_of_engine": _memory([(at, other) for at, _, other in memory]),
+            }
+        )
     async with connect(address, compression=None, proxy=None, max_size=None) as socket:
         tell(f"stream: {repetitions} edits one after the other")
         closed = await _closed_loop(socket, repetitions)
-    return {
-        "open_loop": {"edits_a_second": rate, "seconds": seconds, "steps": STEPS}
-        | opened.figures()
-        | {
-            "memory_of_server": _memory([(at, one) for at, one, _ in memory]),
-            "memory_of_engine": _memory([(at, other) for at, _, other in memory]),
-        },
-        "closed_loop": {"steps": STEPS} | closed.figures(),
-    }
+    return found | {f"closed_loop_{STEPS[0]}_steps": closed.figures()}
 
 
 def _memory(points: list[tuple[float, float]]) -> dict[str, float]:
@@ -153,9 +157,9 @@ async def _watch(server: Server, memory: list[tuple[float, float, float]]) -> No
         await asyncio.sleep(0.5)
 
 
-def _messages() -> Callable[[int], list[str | bytes]]:
+def _messages(steps: int) -> Callable[[int], list[str | bytes]]:
     """Edit by number to its frames."""
-    first = material.body(num_inference_steps=STEPS)
+    first = material.body(num_inference_steps=steps)
     masks = []
     for i in range(8):
         pixels = np.zeros((material.SIDE, material.SIDE, 3), np.uint8)
@@ -195,8 +199,8 @@ async def _say(socket: ClientConnection, seen: Seen, frames: list[str | bytes]) 
         await socket.send(frame)
 
 
-async def _open_loop(socket: ClientConnection, seconds: float, rate: float) -> Seen:
-    seen, frames = Seen(), _messages()
+async def _open_loop(socket: ClientConnection, seconds: float, rate: float, steps: int) -> Seen:
+    seen, frames = Seen(), _messages(steps)
     count = max(1, round(seconds * rate))
 
     async def hear() -> None:
@@ -213,7 +217,7 @@ async def _open_loop(socket: ClientConnection, seconds: float, rate: float) -> S
 
 
 async def _closed_loop(socket: ClientConnection, count: int) -> Seen:
-    seen, frames = Seen(), _messages()
+    seen, frames = Seen(), _messages(STEPS[0])
     for edit in range(count):
         await _say(socket, seen, frames(edit))
         while (await _hear(socket, seen))["type"] not in _ENDS:

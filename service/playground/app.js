@@ -3,6 +3,7 @@
 import { ServerError, download, paint } from "./client.js";
 import { $, clamp, here, toBlob, toDataUri } from "./dom.js";
 import * as form from "./form.js";
+import { Live } from "./live.js";
 import { Mask } from "./mask.js";
 import { PictureError, describe, fit, openPicture, scaled } from "./picture.js";
 import { Results, curl } from "./results.js";
@@ -14,9 +15,11 @@ const BRUSH_OVER = "Brush over what shall change.";
 let bounds = [64, 1024]; // of a side, until the server has told its own
 let picture = null; // {canvas, natural}
 let work = null; // {abort, begin, queued} while a picture is being made
+const wished = {}; // what live mode keeps: its seed, and the mask as a picture
 const mask = new Mask($("mask"), ready);
 const stage = new Stage(mask);
 const results = new Results(showResult);
+const live = new Live(liveWish, showLive, sayLive);
 
 function say(text, kind = "") {
   $("status").textContent = text;
@@ -30,6 +33,7 @@ function ready() {
   $("redo").disabled = !mask.canRedo || !!work;
   for (const id of ["clear", "invert", "brush", "eraser", "size"]) $(id).disabled = !picture || !!work;
   if (picture && !work && stage.mode === "mask") say(mask.empty ? BRUSH_OVER : "Ready to fill.");
+  live.change();
 }
 
 function setMode(mode) {
@@ -50,10 +54,49 @@ function usePicture(opened) {
   const { width, height } = opened.canvas;
   $("photo").width = width;
   $("photo").height = height;
-  $("photo").getContext("2d").drawImage(opened.canvas, 0, 0);
+  drawPhoto(opened.canvas);
   setMode("mask");
   mask.reset(width, height);
   $("facts").hidden = true;
+}
+
+function drawPhoto(source) {
+  const { width, height } = $("photo");
+  $("photo").getContext("2d").drawImage(source, 0, 0, width, height);
+}
+
+/** What live mode wants now; nothing while there is no photo or no mask. */
+function liveWish() {
+  if (!picture || mask.empty || stage.mode !== "mask" || !$("prompt").value.trim()) return null;
+  const [width, height] = fit(picture.canvas.width, picture.canvas.height, bounds, form.longest(bounds));
+  const { samples, ...values } = form.request();
+  wished.seed ??= crypto.getRandomValues(new Uint32Array(1))[0]; // kept, so that only the change shows
+  if (wished.step !== mask.steps[mask.at]) Object.assign(wished, { step: mask.steps[mask.at], mask: mask.picture() });
+  return {
+    values: { seed: wished.seed, ...values, width, height },
+    pictures: { init_image: picture.canvas, mask_image: wished.mask },
+  };
+}
+
+async function showLive(blob, { type, step, steps }) {
+  const shown = picture;
+  const bitmap = await createImageBitmap(blob);
+  if (live.on && picture === shown) drawPhoto(bitmap);
+  bitmap.close();
+  if (live.on && !work) say(type === "result" ? "Live: done." : `Live: step ${step} of ${steps}.`);
+}
+
+function sayLive(text, ended) {
+  if (ended) setLive(false);
+  say(text, "error");
+}
+
+function setLive(on) {
+  $("live").checked = on;
+  document.body.toggleAttribute("data-live", on);
+  if (on) return live.start();
+  live.stop();
+  if (picture) drawPhoto(picture.canvas);
 }
 
 async function open(blob) {
@@ -96,6 +139,7 @@ async function fill() {
   if (!picture) return say("Choose a photo first.", "error");
   if (stage.mode === "compare") setMode("mask");
   if (mask.empty) return say("Brush over the part that shall change first.", "error");
+  if (live.on) setLive(false);
   begin();
   try {
     const result = await make(form.request(), work.abort.signal);
@@ -297,8 +341,10 @@ async function start() {
   $("chips").addEventListener("click", ({ target }) => {
     if (!target.dataset.prompt) return;
     $("prompt").value = target.dataset.prompt;
-    $("prompt").dispatchEvent(new Event("input"));
+    $("prompt").dispatchEvent(new Event("input", { bubbles: true }));
   });
+  $("live").addEventListener("change", () => setLive($("live").checked));
+  $("form").addEventListener("input", () => live.change());
   document.addEventListener("keydown", onKey);
   document.addEventListener("paste", onPaste);
   for (const name of ["dragover", "dragleave", "drop"]) document.addEventListener(name, onDrag);

@@ -237,3 +237,33 @@ def test_a_large_photo_by_keyboard(page: Any, settings: Settings) -> None:
     pen = "document.getElementById('photo').getContext('2d')"
     colour = page.evaluate(f"Array.from({pen}.getImageData(530, 270, 1, 1).data)")
     assert tuple(colour[:3]) == COLOUR
+
+
+def test_live(page: Any, settings: Settings) -> None:
+    """Every change is sent over the stream, and what comes back is shown in the photo."""
+    hole = np.argwhere(decode_mask((DEMO / "mask.png").read_bytes()) >= 128)
+    y, x = (int(at) for at in hole[len(hole) // 2])
+    pen = "document.getElementById('photo').getContext('2d')"
+    pixel = f"Array.from({pen}.getImageData({x}, {y}, 1, 1).data).slice(0, 3)"
+    coloured = f"colour => String({pixel}) === String(colour)"
+    engine = StubEngine()
+    with serving(create_app(settings, engine)) as client:
+        enter_with_demo(page, client)
+        before = page.evaluate(pixel)
+        page.check("#live")
+        page.wait_for_function(coloured, arg=list(COLOUR))
+        status(page, "Live: done.")
+        page.click("text=a red apple")
+        page.click("#invert")
+        page.wait_for_function(coloured, arg=before)
+        page.click("#invert")
+        page.wait_for_function(coloured, arg=list(COLOUR))
+        page.click("#settings summary")
+        page.fill("#steps", "99")
+        status(page, "The num inference steps must be between 1 and 50.")
+        page.uncheck("#live")
+        assert page.evaluate(pixel) == before
+        assert asked(page) == []
+    prompts = [request.prompt for request in engine.requests]
+    assert (prompts[0], prompts[-1]) == ("a sunflower", "a red apple")
+    assert len({request.seed for request in engine.requests}) == 1
