@@ -206,7 +206,7 @@ class Dispatcher:
             raise
         finally:
             self._reserved -= begin
-            self._freed()  # whoever came meanwhile found no free slot
+            self._wake.set()  # whoever came meanwhile found no free slot
         self._metrics.accepted(kind)
         self.waiters.expect(job.id)
         if job.state is State.RUNNING:
@@ -275,6 +275,7 @@ class Dispatcher:
         while not self._draining:
             await self._wake.wait()
             self._wake.clear()
+            self.places.deal()
             free = self._free_slots
             if free <= 0 or not self._waiting or self._draining:
                 continue
@@ -306,11 +307,6 @@ class Dispatcher:
     def _free_slots(self) -> int:
         return self._slots - len(self._working) - self._reserved - self.places.taken
 
-    def _freed(self) -> None:
-        """A slot may be free: let in who waits for one."""
-        self.places.deal()
-        self._wake.set()
-
     async def _holding(self) -> bool:
         """Whether the storage keeps everybody waiting; says so once."""
         before, self._held = self._held, await self._trouble()
@@ -332,7 +328,8 @@ class Dispatcher:
     def _free(self, job_id: int, _: object) -> None:
         self._working.pop(job_id, None)
         self._unwanted.discard(job_id)
-        self._freed()
+        self.places.deal()
+        self._wake.set()
 
     def _count_ended(self, job_ids: Iterable[int], how: str) -> None:
         """Count jobs that ended without having been worked on here. In a thread: it reads."""

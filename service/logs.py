@@ -118,7 +118,7 @@ def _message(record: logging.LogRecord) -> str:
     if access:
         return "{client} {method} {path} {status}".format_map(access)
     try:
-        text = record.getMessage()
+        text = _handshake(record) or record.getMessage()
     except (TypeError, ValueError):  # a defect of who logs must not lose the line
         text = f"{record.msg} {record.args!r}"
     return _short(redact(text))
@@ -132,6 +132,17 @@ def _access(record: logging.LogRecord) -> dict[str, Any]:
     client, method, target, _, status = arguments
     path = str(target).partition("?")[0]
     return {"client": client, "method": method, "path": _short(redact(path)), "status": status}
+
+
+def _handshake(record: logging.LogRecord) -> str:
+    """uvicorn's line about the handshake of a WebSocket, the path without its query."""
+    arguments, form = record.args, str(record.msg)
+    if record.name != "uvicorn.error" or '"WebSocket %s"' not in form:
+        return ""
+    if not isinstance(arguments, tuple) or len(arguments) < 2:
+        return ""
+    client, target, *rest = arguments
+    return form % (client, str(target).partition("?")[0], *rest)
 
 
 def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:

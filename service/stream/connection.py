@@ -117,8 +117,7 @@ class Connection:
                     await self._socket.close(end.code, end.reason)
         finally:
             for task in tasks:
-                if not task.cancelling():
-                    task.cancel()
+                _cancel_once(task)
             await asyncio.gather(*tasks, return_exceptions=True)
             self._seat.close()
 
@@ -133,7 +132,9 @@ class Connection:
             except TimeoutError:
                 if self._outbox.open:
                     continue
-                return End(code=1000, reason="idle") if self._owner else End(code=1008)
+                if self._owner is None:
+                    return End(code=1008, reason="no request came")
+                return End(code=1000, reason="idle")
             if isinstance(frame, End):
                 return frame
             for message in await assembler.add(frame):
@@ -182,7 +183,7 @@ class Connection:
     async def _stop_running(self) -> None:
         if self._running is not None:
             number, task = self._running
-            task.cancel()
+            _cancel_once(task)
             await self._end(number, cancelled(number))
 
     async def _end(self, number: int, told: Told) -> bool:
@@ -215,7 +216,7 @@ class Connection:
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError:
-            task.cancel()
+            _cancel_once(task)
             await asyncio.wait({task})
             raise
         finally:
@@ -250,6 +251,12 @@ class _Pace:
         self._due = max(self._due, now - BURST / RATE) + 1 / RATE
         if self._due > now:
             await asyncio.sleep(self._due - now)
+
+
+def _cancel_once(task: asyncio.Task[Any]) -> None:
+    """Cancel a task that may take its time to end; a second time would not let it."""
+    if not task.cancelling():
+        task.cancel()
 
 
 def _end_of(task: asyncio.Task[End]) -> End:

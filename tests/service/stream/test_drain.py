@@ -110,5 +110,7 @@ def test_an_engine_in_this_process(bundle: Path, settings: Settings, body: dict[
         serving(create_app(settings, engine), settings) as client,
         talking(client) as talk,
     ):
-        assert talk.say(body | {"num_inference_steps": 3}).hear()["steps"] == 3
-        assert talk.end(1)["type"] == "result"
+        asked = body | {"num_inference_steps": 3, "width": 200, "height": 120, "base64": True}
+        assert talk.say(asked).hear()["steps"] == 3
+        made = talk.end(1)["output"]
+        assert made == client.post("/api/v6/realtime/inpaint", json=asked).json()["output"]

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from service.app import create_app
+from service.logs import TextFormatter
 from service.settings import Settings
 from tests.service.engine_process.helpers import until
 from tests.service.live import serving
@@ -125,15 +126,28 @@ def test_messages_that_are_too_large(settings: Settings, body: dict[str, Any]) -
         until(lambda: streams(client) == 0)
 
 
+def test_no_query_is_logged(server: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="uvicorn.error")
+    for path in (PATH, "/nothing"):
+        with contextlib.suppress(InvalidStatus), talking(server, path + '?key=se"cret&x=1'):
+            pass
+    lines = [TextFormatter().format(record) for record in caplog.records]
+    assert len([line for line in lines if '"WebSocket ' in line]) == 2
+    assert not [line for line in lines if "cret" in line]
+
+
 def test_a_flood(talk: Talk, engine: StepEngine, body: dict[str, Any]) -> None:
     """Every message has its end, in order; what the engine gets is the first and the newest."""
     talk.say(body)
     until(lambda: engine.requests)
     for i in range(300):
         talk.say({"seed": i} if i % 7 else {"width": 1})
+    heard = [(edit, talk.end(edit)["type"]) for edit in range(1, 251)]
+    assert len(engine.requests) == engine.most == 1  # it has not stopped yet: nothing else begins
     talk.say({"prompt": "the last"})
     engine.free()
-    kinds = [kind for _, kind in talk.ends(302)]
+    heard += [(edit, talk.end(edit)["type"]) for edit in range(251, 303)]
+    kinds = [kind for _, kind in heard]
     assert kinds[-1] == "result"
     assert kinds.count("error") == 43
     assert set(kinds[:-1]) <= {"cancelled", "error", "result"}
