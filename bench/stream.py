@@ -149,12 +149,15 @@ def _memory(points: list[tuple[float, float]]) -> dict[str, float]:
 async def _watch(server: Server, memory: list[tuple[float, float, float]]) -> None:
     begin = time.perf_counter()
     connection = await Connection.open(server.port)
-    while True:
-        text = (await connection.ask(get("/metrics"))).body.decode()
-        of_engine = next(line for line in text.splitlines() if line.startswith(_ENGINE_MEMORY))
-        megabytes = float(of_engine.split()[1]) / MEGABYTE
-        memory.append((time.perf_counter() - begin, server.memory() / MEGABYTE, megabytes))
-        await asyncio.sleep(0.5)
+    try:
+        while True:
+            text = (await connection.ask(get("/metrics"))).body.decode()
+            of_engine = next(line for line in text.splitlines() if line.startswith(_ENGINE_MEMORY))
+            megabytes = float(of_engine.split()[1]) / MEGABYTE
+            memory.append((time.perf_counter() - begin, server.memory() / MEGABYTE, megabytes))
+            await asyncio.sleep(0.5)
+    finally:
+        connection.close()
 
 
 def _messages(steps: int) -> Callable[[int], list[str | bytes]]:
