@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from service.commands import bench_compare
 from service.commands.arguments import add_engine
 from service.console import USAGE, CommandError, reason
 
@@ -54,6 +55,7 @@ def add(commands: Commands) -> None:
         metavar="N",
         help="pictures that the engine of the overload makes at a time (default: 1)",
     )
+    bench_compare.add(actions)
     deadline = actions.add_parser(
         "deadline", help="answers in time, and what they cost in quality", allow_abbrev=False
     )
