@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -204,8 +203,16 @@ def _holding(plan: Plan, entries: Sequence[_Entry]) -> Literal["all", "one"]:
         return plan.holding
     weights = sum(path.stat().st_size for path in plan.checkpoint.rglob("*") if path.is_file())
     needed = MEMORY_PER_BYTE * weights * sum(entry.error is None for entry in entries)
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    return "all" if needed <= free else "one"
+    return "all" if needed <= _available_memory() else "one"
+
+
+def _available_memory() -> int:
+    """Bytes that new processes can have without swapping."""
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) * 1024
+    return 0
 
 
 def _turn(
