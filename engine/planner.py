@@ -16,7 +16,7 @@ from engine.costs import REST, CostTable
 from engine.forecast import Share, step_ends
 from engine.job import Draft, Job, first_step
 from engine.plan import LEAST_SIDE, SHARES, Plan, Rung, Vae, choose, fewest_steps, ladder
-from engine.schedulers import make_schedule
+from engine.schedulers import calls_per_step, make_schedule
 
 FAST_DECODER: Final = "vae_decoder_fast"
 """The component of bundles that have a second, faster decoder."""
@@ -104,13 +104,14 @@ class Planner:
             )
             return [mine.before + end for end in made]
 
-        extra = len(draft.schedule or ()) - (asked - first_step(draft, asked))
+        per_step = calls_per_step(draft.scheduler)
+        extra = len(draft.schedule or ()) - per_step * (asked - first_step(draft, asked))
 
         def seconds(rung: Rung) -> float | None:
             if unet(_pixels(sizes[rung.share]), _rows(draft)) is None:
                 return None
             after = self._after(draft, sizes[rung.share], rung.vae)
-            calls = rung.steps - first_step(draft, rung.steps) + extra
+            calls = per_step * (rung.steps - first_step(draft, rung.steps)) + extra
             found = ends(rung.share)
             return found[calls - 1] + after if calls <= len(found) else math.inf
 

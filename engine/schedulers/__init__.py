@@ -32,6 +32,7 @@ __all__ = [
     "Schedule",
     "SolverState",
     "add_noise",
+    "calls_per_step",
     "denoised",
     "make_schedule",
     "step",
@@ -67,6 +68,11 @@ DIFFUSERS_CLASSES: Final = {
 }
 """diffusers' class for each name; a karras one with ``use_karras_sigmas=True``, an sde one with
 ``algorithm_type="sde-dpmsolver++"``."""
+
+
+def calls_per_step(name: str) -> int:
+    """How often a sampler asks the UNet in one step; two in all but the last of some."""
+    return 2 if name.startswith(("heun", "dpm2")) else 1
 
 
 def make_schedule(

@@ -105,13 +105,13 @@ def step(
         assert state.previous is not None
         base = np.multiply(state.previous, np.float32(schedule.corrector[i, 0]), out=room.take())
         _add(base, schedule.corrector[i, 1:], history, term)
-        room.give_back(x)
     new = np.multiply(base, np.float32(schedule.latents[i]), out=room.take())
     _add(new, schedule.history[i], history, term)
     if schedule.noise[i]:
         assert noise is not None
         new += np.multiply(noise, np.float32(schedule.noise[i]), out=term)
-    for old in (state.previous, *state.history[HISTORY - 1 :]):
+    gone = (None if base is x else x, state.previous, *state.history[HISTORY - 1 :])
+    for old in gone:
         if old is not None:
             room.give_back(old)
     return SolverState(latents=new, previous=base, history=history)

@@ -68,7 +68,10 @@ def test_a_step_allocates_nothing_large(
     assert after - before < LATENTS // 8
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "dpmpp_2m", "pndm", "euler_a", "lcm"])
+SAMPLERS = ("ddim", "dpmpp_2m", "pndm", "heun", "unipc", "euler_a", "lcm")
+
+
+@pytest.mark.parametrize("scheduler", SAMPLERS)
 def test_steps_in_a_room_are_the_same_steps(scheduler: str) -> None:
     schedule = make_schedule(scheduler, SCHEDULER, num_inference_steps=9)
     rng = np.random.default_rng(3)

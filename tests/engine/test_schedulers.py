@@ -148,7 +148,7 @@ def test_a_step_leaves_its_input_alone() -> None:
 @pytest.mark.parametrize(
     ("name", "config", "steps", "error", "message"),
     [
-        ("magic", {}, 4, InputError, "is 'magic'; allowed: ddim, euler"),
+        ("magic", {}, 4, InputError, "is 'magic'; allowed: ddim, ddpm, euler"),
         ("lcm", {}, 51, InputError, "is 51; lcm allows 1 to 50"),
         ("ddim", {}, 1001, InputError, "ddim allows 1 to 1000"),
         ("tcd", {}, 51, InputError, "is 51; tcd allows 1 to 50"),
