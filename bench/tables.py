@@ -53,7 +53,15 @@ def read(path: Path) -> dict[str, Any]:
 def table(result: Mapping[str, Any]) -> str:
     """A markdown table of a comparison, its conditions below."""
     energy = any(row.get("energy_j") is not None for row in result["rows"])
-    head = ["", "a picture", "times as fast", "to diffusers' picture", "peak memory", "opens in"]
+    head = [
+        "",
+        "precision",
+        "a picture",
+        "times as fast",
+        "to diffusers' picture",
+        "peak memory",
+        "opens in",
+    ]
     if energy:
         head.append("energy")
     lines = [_line(head), _line(["---"] * len(head))]
@@ -85,14 +93,15 @@ def renew(document: Path, results: Path = RESULTS) -> str:
 
 
 def _cells(row: Mapping[str, Any], *, energy: bool) -> list[str]:
-    title = str(row["title"])
+    title, precision = str(row["title"]), str(row["precision"])
     if row["error"] is not None:
-        return [title, f"failed: {_plain(row['error'])}", *[""] * (5 if energy else 4)]
+        return [title, precision, f"failed: {_plain(row['error'])}", *[""] * (5 if energy else 4)]
     if not row.get("seconds"):
-        return [title, "not run", *[""] * (5 if energy else 4)]
+        return [title, precision, "not run", *[""] * (5 if energy else 4)]
     low, high = min(row["seconds"]), max(row["seconds"])
     cells = [
         title,
+        precision,
         f"{_seconds(row['median_s'])} ({_seconds(low)} to {_seconds(high)})",
         "" if row["ratio"] is None else f"{row['ratio']:.2f}",
         _quality(row),

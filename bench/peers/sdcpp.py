@@ -1,4 +1,4 @@
-"""stable-diffusion.cpp through stable-diffusion-cpp-python, float32 weights."""
+"""stable-diffusion.cpp through stable-diffusion-cpp-python: float32, its convolutions float16."""
 
 from __future__ import annotations
 

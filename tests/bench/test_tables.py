@@ -23,6 +23,7 @@ def figures(**changes: Any) -> dict[str, Any]:
     row = {
         "peer": "diffusers",
         "title": "diffusers, eager",
+        "precision": "float32",
         "error": None,
         "note": "",
         "versions": {"torch": "2.13.0", "accelerate": None},
@@ -37,6 +38,7 @@ def figures(**changes: Any) -> dict[str, Any]:
     ours = {"peer": "edgefill", "title": "Edgefill", "ratio": 1.5, "note": "keeps every pixel"}
     ours |= {"quality": {"psnr_db": 71.23, "identical": False}}
     failed = {"peer": "sdcpp", "title": "sd.cpp", "error": "cmake: no | compiler", "note": ""}
+    failed |= {"precision": "float16"}
     own = {"peer": "openvino", "title": "OpenVINO", "quality": None}
     task = {"size": "512x512", "steps": 4, "scheduler": "lcm", "guidance": 1.0, "threads": 2}
     task |= {"rounds": 3, "models_open": "one at a time", "mask_share": 0.31, "checkpoint": "sd15"}
@@ -58,12 +60,13 @@ def figures(**changes: Any) -> dict[str, Any]:
 def test_a_table() -> None:
     lines = tables.table(figures()).splitlines()
     assert lines[:6] == [
-        "|  | a picture | times as fast | to diffusers' picture | peak memory | opens in |",
-        "| --- | --- | --- | --- | --- | --- |",
-        "| diffusers, eager | 1.2 s (500 ms to 2.0 s) | 1.00 | is it | 5.12 GB | 2.0 s |",
-        "| Edgefill | 1.2 s (500 ms to 2.0 s) | 1.50 | 71.2 dB | 5.12 GB | 2.0 s |",
-        "| OpenVINO | 1.2 s (500 ms to 2.0 s) | 1.00 | other noise | 5.12 GB | 2.0 s |",
-        "| sd.cpp | failed: cmake: no / compiler |  |  |  |  |",
+        "|  | precision | a picture | times as fast | to diffusers' picture | peak memory "
+        "| opens in |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| diffusers, eager | float32 | 1.2 s (500 ms to 2.0 s) | 1.00 | is it | 5.12 GB | 2.0 s |",
+        "| Edgefill | float32 | 1.2 s (500 ms to 2.0 s) | 1.50 | 71.2 dB | 5.12 GB | 2.0 s |",
+        "| OpenVINO | float32 | 1.2 s (500 ms to 2.0 s) | 1.00 | other noise | 5.12 GB | 2.0 s |",
+        "| sd.cpp | float16 | failed: cmake: no / compiler |  |  |  |  |",
     ]
     assert "31% filled; checkpoint sd15. 2 threads each on Fast One" in lines[7]
     assert "torch 2.13.0. 2026-11-24 09:28 UTC, commit 500d66f." in lines[7]
@@ -75,7 +78,7 @@ def test_energy_has_a_column_where_it_is_known() -> None:
     assert lines[0].endswith("| opens in | energy |")
     assert lines[3].endswith("| 12.3 J |")
     assert lines[2].endswith("| 2.0 s |  |")
-    assert {line.count("|") for line in lines[:6]} == {8}
+    assert {line.count("|") for line in lines[:6]} == {9}
 
 
 def test_a_document_is_renewed_and_its_words_are_kept(tmp_path: Path) -> None:
@@ -87,7 +90,7 @@ def test_a_document_is_renewed_and_its_words_are_kept(tmp_path: Path) -> None:
     section = tables.section(figures(), "mine", document)
     assert section.endswith("(../bench/results/mine.png)\n")
     found = tables._SECTION.sub(lambda m: f"{m['open']}{section}{m['close']}", text)
-    assert found.startswith("before\n<!-- bench:mine -->\n|  | a picture")
+    assert found.startswith("before\n<!-- bench:mine -->\n|  | precision")
     assert found.endswith("\n<!-- /bench:mine -->\nafter\n")
     assert "old" not in found
 
