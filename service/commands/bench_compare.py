@@ -12,7 +12,6 @@ from service.commands.pictures import read_mask, read_picture
 from service.console import USAGE, CommandError, reason
 
 if TYPE_CHECKING:
-    from bench.compare import Plan
     from service.commands.arguments import Commands
 
 ENVIRONMENTS: Final = Path("~/.cache/edgefill/peers")
@@ -93,7 +92,7 @@ def add(actions: Commands) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from bench import compare, report, tables
 
-    plan = _plan(arguments)
+    plan = compare.Plan(**_options(arguments))
     if arguments.prepare:
         found = compare.prepare(plan, _tell)
         for name, error in found.items():
@@ -111,13 +110,12 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(arguments: argparse.Namespace) -> Plan:
-    """What is asked for.
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What is asked for, as ``bench.compare.Plan`` takes it.
 
     Raises:
         CommandError: For a value that cannot be.
     """
-    from bench.compare import Plan
     from bench.cores import physical_cores
     from bench.peers.catalogue import BASELINE, FULL, INTERACTIVE, PEERS
     from engine.schedulers import SCHEDULERS
@@ -152,23 +150,16 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     ):
         if folder is not None and not (folder / file).is_file():
             raise _wrong(f"{option} is {folder}, which has no {file}")
-    return Plan(
-        checkpoint=arguments.checkpoint.resolve(),
-        bundle=None if arguments.bundle is None else arguments.bundle.resolve(),
-        peers=tuple(names),
-        environments=arguments.environments.expanduser().resolve(),
-        in_place=arguments.in_place,
-        size=arguments.size,
-        steps=arguments.steps,
-        scheduler=arguments.scheduler,
-        guidance=arguments.guidance,
-        rounds=arguments.rounds,
-        seed=arguments.seed,
-        threads=physical_cores() if arguments.threads is None else arguments.threads,
-        holding=arguments.holding,
-        interactive=arguments.interactive,
-        **_pictures(arguments),
-    )
+    options = {
+        "checkpoint": arguments.checkpoint.resolve(),
+        "bundle": None if arguments.bundle is None else arguments.bundle.resolve(),
+        "peers": tuple(names),
+        "environments": arguments.environments.expanduser().resolve(),
+        "threads": physical_cores() if arguments.threads is None else arguments.threads,
+    }
+    same = ("in_place", "size", "steps", "scheduler", "guidance", "rounds", "seed", "holding")
+    options |= {name: getattr(arguments, name) for name in (*same, "interactive")}
+    return options | _pictures(arguments)
 
 
 def _pictures(arguments: argparse.Namespace) -> dict[str, Any]:
