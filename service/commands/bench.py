@@ -31,6 +31,13 @@ def add(commands: Commands) -> None:
         "latency", help="one 512x512 picture, stage by stage", allow_abbrev=False
     )
     add_engine(latency)
+    latency.add_argument(
+        "--cold",
+        type=int,
+        default=3,
+        metavar="N",
+        help="processes that make their first picture; 0: none (default: 3)",
+    )
     load = actions.add_parser(
         "load", help="what the service adds to a picture, and overload", allow_abbrev=False
     )
@@ -117,11 +124,15 @@ def _latency(arguments: argparse.Namespace) -> dict[str, Any]:
     from bench import latency
     from engine import EngineError
 
+    if arguments.cold < 0:
+        raise CommandError(f"--cold is {arguments.cold}; must be at least 0", code=USAGE)
     try:
         return latency.measure(
             bundle=arguments.bundle,
             device=arguments.device or "auto",
             repetitions=arguments.repetitions,
+            cold_starts=arguments.cold,
+            tell=_tell,
         )
     except EngineError as exc:
         raise CommandError(

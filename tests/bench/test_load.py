@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from pathlib import Path
 
 import pytest
 
@@ -56,15 +54,6 @@ def test_growth_shows_in_the_figures_of_endurance() -> None:
         "last_mb": 105.0,
         "mb_per_1000_in_second_half": 0.0,
     }
-
-
-def test_latency(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    file = tmp_path / "latency.json"
-    assert main(["bench", "latency", "--repetitions", "2", "--json", str(file)]) == 0
-    found = json.loads(file.read_text())
-    assert found["stages"]["total"]["count"] == 2
-    assert found["conditions"]["cores"] >= 1
-    assert "unet: count 2, median ms" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
