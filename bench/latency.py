@@ -51,7 +51,7 @@ def measure(
         warm = [sample(engine, probe, i) for i in range(WARM_UP + repetitions)][WARM_UP:]
         parts = engine.bundle.components
         graphs = {name: engine.bundle.path / parts[name].model.file for name in NETWORKS}
-        found = {
+        found: dict[str, Any] = {
             "made_by": {"bundle": engine.bundle.path.name, "device": engine.device.name},
             "open_s": {"first": round(opened, 3)},
             "memory": {"peak_mb": peak_mb()},
@@ -79,7 +79,13 @@ def first_picture(bundle: Path | None, device: str) -> dict[str, Any]:
     Raises:
         EngineError: When it fails.
     """
-    command = [sys.executable, "-m", "bench.cold", device, *([] if bundle is None else [bundle])]
+    command = [
+        sys.executable,
+        "-m",
+        "bench.cold",
+        device,
+        *([] if bundle is None else [str(bundle)]),
+    ]
     begin = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, timeout=COLD_SECONDS)
     process = time.perf_counter() - begin

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from service.commands import bench_compare
+from service.commands import bench_compare, bench_ways
 from service.commands.arguments import add_engine
 from service.console import USAGE, CommandError, reason
 
@@ -80,11 +80,13 @@ def add(commands: Commands) -> None:
     stream.add_argument(
         "--rate", type=float, default=10.0, metavar="R", help="edits a second (default: 10)"
     )
+    ways = bench_ways.add(actions, _tell)
     kinds = (
         (latency, _latency, 20),
         (load, _load, 40),
         (deadline, _deadline, 12),
         (stream, _stream, 20),
+        *ways,
     )
     for action, run, default in kinds:
         action.add_argument(

@@ -1,0 +1,60 @@
+"""Both ways see the same requests and make the same pictures; no figure is judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench import batching
+from engine import Engine, EngineError
+from service.cli import main
+
+
+def test_batching(bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "STEPS", (1, 2, 3))
+    monkeypatch.setattr(batching, "MIX", 3)
+    file = tmp_path / "batching.json"
+    command = ["bench", "batching", "--bundle", str(bundle_path), "--repetitions", "2"]
+    assert main([*command, "--requests", "6", "--json", str(file)]) == 0
+    found = json.loads(file.read_text())
+    assert found["trace"]["fifo_capacity_per_s"] > 0
+    for way in ("continuous", "fifo"):
+        assert 0 < found[way]["mean_ms"] <= found[way]["max_ms"]
+        assert found[way]["saturated_per_s"] > 0
+    ratios = found["ratios"]
+    assert ratios["mean_latency"] >= ratios["mean_latency_lowest"] > 0
+    assert ratios["pictures_differ_by_at_most"] <= 1
+
+
+def test_arrivals_are_the_same_again_and_as_many_as_said() -> None:
+    def made(seed: int) -> list[tuple[float, int | None]]:
+        arrivals = batching.poisson(np.random.default_rng(seed), 300, 20.0)
+        return [(one.due, one.request.num_inference_steps) for one in arrivals]
+
+    first = made(1)
+    assert first == made(1)
+    assert first != made(2)
+    assert 300 / first[-1][0] == pytest.approx(20, rel=0.2)
+    assert {steps for _, steps in first} == set(batching.STEPS)
+
+
+def test_latency_counts_from_when_a_request_was_due(bundle_path: Path) -> None:
+    """Two at once, one at a time: the second waits for the first."""
+    with Engine.open(bundle_path, threads=1) as engine:
+        two = [batching.Arrival(due=0.0, request=batching._request(i, 3)) for i in range(2)]
+        first, second = batching.one_at_a_time(engine, two)
+        assert second.seconds > first.seconds > 0
+        assert len(batching.continuously(engine, two)) == 2
+
+
+def test_a_failure_ends_the_measurement(bundle_path: Path) -> None:
+    engine = Engine.open(bundle_path, threads=1)
+    engine.close()
+    arrivals = [batching.Arrival(due=0.0, request=batching._request(0, 1))]
+    with pytest.raises(EngineError, match="closed"):
+        batching.one_at_a_time(engine, arrivals)
+    with pytest.raises(EngineError, match="closed"):
+        batching._saturated(engine, 2, 0)
