@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from bench import flops
 
@@ -104,7 +104,7 @@ def write(path: Path, nodes: list[Any], ranks: dict[str, int], weights: dict[str
         ],
         [helper.make_tensor_value_info("y", floats, None)],
         [
-            helper.make_tensor(name, floats, shape, np.ones(shape, np.float32).ravel())
+            numpy_helper.from_array(np.ones(shape, np.float32), name)
             for name, shape in weights.items()
         ],
     )
