@@ -8,7 +8,7 @@ export class Live {
   /**
    * @param {() => {values: object, pictures: object} | null} wish What is wanted now: the fields of a
    *   request, and its pictures as canvases that are other objects when they are other pictures.
-   * @param {(blob: Blob, message: object) => void} onPicture Told of every preview and result.
+   * @param {(blob: Blob, message: object) => Promise<void>} onPicture Told of every preview and result.
    * @param {(message: string | null) => void} onSay Told of errors; null when the stream has ended.
    */
   constructor(wish, onPicture, onSay) {
@@ -24,7 +24,7 @@ export class Live {
     url.protocol = url.protocol.replace("http", "ws");
     const socket = new WebSocket(url);
     socket.binaryType = "blob";
-    Object.assign(this, { socket, sent: { values: {}, pictures: {} }, count: 0, busy: false, again: false, head: null });
+    Object.assign(this, { socket, sent: { values: {}, pictures: {} }, count: 0, busy: false, again: false, head: null, shown: Promise.resolve() });
     socket.addEventListener("open", () => this.change());
     socket.addEventListener("message", ({ data }) => this.#hear(data));
     socket.addEventListener("close", ({ reason }) => {
@@ -75,7 +75,7 @@ export class Live {
     if (data instanceof Blob) {
       const head = this.head;
       this.head = null;
-      if (head && head.edit === this.count) this.onPicture(data, head);
+      this.shown = this.shown.then(() => head?.edit === this.count && this.onPicture(data, head)); // in order
       return;
     }
     const message = JSON.parse(data);

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from engine import Engine, EngineError, InputError, RequestCancelled
+from engine import Engine, EngineError, InpaintRequest, InputError, RequestCancelled, Ticket
 from engine.editing import EditEvent, EditingSession
+from engine.ticket import OnStep
 
 Picture = npt.NDArray[np.uint8]
 
@@ -106,6 +107,21 @@ def test_events_can_be_read_meanwhile(engine: Engine, picture: Picture, hole: Pi
         assert (first.edit, first.kind, first.steps) == (1, "preview", 200)
         assert first.preview is not None
         assert first.preview().dtype == np.uint8
+
+
+def test_an_engine_that_is_faster_than_who_asks(picture: Picture, hole: Picture) -> None:
+    class Eager:
+        def submit(self, request: InpaintRequest, *, on_step: OnStep | None = None) -> Ticket:
+            assert on_step is not None
+            on_step(1, 2, lambda: picture)
+            return Ticket()
+
+    events: list[EditEvent] = []
+    with EditingSession(Eager(), picture, on_event=events.append) as session:
+        session.change(mask=hole, prompt="a cat")
+        session.change(prompt="a dog")
+    kinds = [(event.edit, event.kind) for event in events]
+    assert kinds == [(1, "preview"), (1, "cancelled"), (2, "preview"), (2, "cancelled")]
 
 
 def test_closing_cancels(manual: Engine, picture: Picture, hole: Picture) -> None:

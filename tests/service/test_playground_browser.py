@@ -243,8 +243,12 @@ def test_live(page: Any, settings: Settings) -> None:
     """Every change is sent over the stream, and what comes back is shown in the photo."""
     hole = np.argwhere(decode_mask((DEMO / "mask.png").read_bytes()) >= 128)
     y, x = (int(at) for at in hole[len(hole) // 2])
-    pen = "document.getElementById('photo').getContext('2d')"
-    pixel = f"Array.from({pen}.getImageData({x}, {y}, 1, 1).data).slice(0, 3)"
+    pixel = f"""(() => {{
+      const canvas = new OffscreenCanvas(1, 1);
+      const pen = canvas.getContext("2d");
+      pen.drawImage(document.getElementById("photo"), {-x}, {-y});
+      return Array.from(pen.getImageData(0, 0, 1, 1).data).slice(0, 3);
+    }})()"""
     coloured = f"colour => String({pixel}) === String(colour)"
     engine = StubEngine()
     with serving(create_app(settings, engine)) as client:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,6 +18,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from service.app import create_app
 from service.logs import TextFormatter
 from service.settings import Settings
+from service.stream.outbox import WINDOW
 from tests.service.engine_process.helpers import until
 from tests.service.live import serving
 from tests.service.scrape import series
@@ -193,10 +196,42 @@ def test_who_never_reads_is_dropped(
     large = body | {"width": 1024, "height": 1024, "samples": 4}
     with running(settings) as (client, engine), talking(client, max_queue=1) as talk:
         engine.free()
-        talk.say(large)  # some megabytes come back, and the library takes no more than a frame
-        until(lambda: streams(client) == 1 and engine.requests)
+        ends = (client.base_url.port, talk.socket.socket.getsockname()[1])
+        talk.say(large)  # some megabytes come back each time, and the library takes a frame or two
+        with contextlib.suppress(ConnectionClosed):
+            for seed in range(20):
+                until(lambda made=seed: len(engine.requests) > made or not streams(client), 10)
+                talk.say({"seed": seed})
         until(lambda: streams(client) == 0)
+        until(lambda: not established(*ends))  # though there was more to read
         assert closed(talk)[0] == 1006  # no goodbye: the socket was dropped
+
+
+def established(ours: int | None, theirs: int) -> bool:
+    """Whether the server's end of a connection is open still."""
+    wanted = [f":{port:04X}" for port in (ours, theirs) if port is not None]
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, state = line.split()[:4]
+        if [local[8:], remote[8:]] == wanted:
+            return state == "01"
+    return False
+
+
+def test_no_more_is_read_than_can_be_told(
+    talk: Talk, server: httpx.Client, engine: StepEngine, body: dict[str, Any]
+) -> None:
+    def refused() -> float:
+        return series(server)["edgefill_stream_edits_total:refused"]
+
+    before = refused()
+    talk.say(body)
+    for _ in range(100):
+        talk.say({"width": 1})
+    until(lambda: refused() == before + WINDOW - 1)
+    time.sleep(0.3)
+    assert refused() == before + WINDOW - 1
+    engine.free()
+    assert [kind for _, kind in talk.ends(101)] == ["result"] + ["error"] * 100
 
 
 def test_a_client_that_leaves_cancels_its_edit(

@@ -156,7 +156,7 @@ def test_pictures_that_cannot_be_used(
     assert heard["message"] == "The mask image could not be fetched from its URL."
     url = pictures.body("/mask.png", photo)
     assert talk.say({"mask_image": url}).end(3)["meta"]["mask_image"] == url
-    assert talk.say({"seed": 9}).end(4)["type"] == "result"
+    assert talk.say({"width": 80}).end(4)["type"] == "result"
     assert pictures.connections == 1  # it is kept
 
 
@@ -192,12 +192,11 @@ def test_edits_and_jobs_share_the_slots(settings: Settings, body: dict[str, Any]
 
 def test_a_deadline(talk: Talk, engine: StepEngine, body: dict[str, Any]) -> None:
     talk.say(body | {"deadline_ms": 50})
-    until(lambda: engine.requests)
-    time.sleep(0.1)
-    engine.gate.release(1)
+    time.sleep(0.3)
+    engine.free()
     heard = talk.end(1)
     assert (heard["status"], heard["message"]) == (503, LATE)
-    assert engine.made["a cat"] == 1
+    assert engine.made["a cat"] <= 1  # none where its pictures were not even decoded
 
 
 def test_previews_are_not_checked_and_therefore_not_shown(
