@@ -27,6 +27,7 @@ PACKAGES: Final = (
     "pybase64",
     "starlette",
     "uvicorn",
+    "websockets",
     "httpx",
     "httpcore",
     "pydantic",

@@ -35,7 +35,7 @@ LABELS = {
     "stage": set(STAGES),
     "state": set(STATES),
 }
-UNITS = ("_seconds", "_bytes", "_jobs", "_webhooks", "_fds", "_info", "_state", "_up")
+UNITS = ("_seconds", "_bytes", "_jobs", "_webhooks", "_streams", "_fds", "_info", "_state", "_up")
 PATH = "/api/v6/realtime/inpaint"
 
 
