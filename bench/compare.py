@@ -31,7 +31,7 @@ from bench.peers.process import PeerError, PeerProcess, command_for
 from bench.rows import Turn, rows
 from bench.scenes import Scene, scenes
 from bench.tegrastats import Sampler
-from engine.schedulers import DIFFUSERS_CLASSES
+from engine.schedulers import DIFFUSERS_CLASSES, diffusers_options
 
 Tell = Callable[[str], None]
 Holding = Literal["auto", "all", "one"]
@@ -156,10 +156,6 @@ def _entries(plan: Plan, folder: Path, tell: Tell) -> list[_Entry]:
 
 
 def _job(plan: Plan, peer: Peer, model: Path) -> Job:
-    karras = plan.scheduler.endswith("karras")
-    options: dict[str, Any] = {"use_karras_sigmas": True} if karras else {}
-    if plan.scheduler == "pndm":
-        options["skip_prk_steps"] = True
     return Job(
         checkpoint=str(plan.checkpoint),
         model=str(model),
@@ -168,7 +164,7 @@ def _job(plan: Plan, peer: Peer, model: Path) -> Job:
         steps=plan.steps,
         scheduler=plan.scheduler,
         scheduler_class=DIFFUSERS_CLASSES[plan.scheduler],
-        scheduler_options=options,
+        scheduler_options=diffusers_options(plan.scheduler),
         guidance=plan.guidance,
         threads=plan.threads,
         options=dict(peer.options),

@@ -46,7 +46,8 @@ def measure(
     """
     tell("latency: warm")
     begin = time.perf_counter()
-    with Engine.open(bundle, device=device) as engine:
+    # Without the caches, so that every network runs for every picture.
+    with Engine.open(bundle, device=device, cache_bytes=0) as engine:
         opened, probe = time.perf_counter() - begin, Probe(engine)
         warm = [sample(engine, probe, i) for i in range(WARM_UP + repetitions)][WARM_UP:]
         parts = engine.bundle.components

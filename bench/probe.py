@@ -39,7 +39,10 @@ class Probe:
         return runs
 
     def _watch(self, name: str, session: Any) -> None:
-        watched = _Watched(session._session)
+        innermost = session  # the engine's own meter lies round it
+        while hasattr(innermost._session, "outputs"):
+            innermost = innermost._session
+        watched = _Watched(innermost._session)
         run = session.run
 
         def noted(feeds: Mapping[str, Any]) -> Any:
@@ -48,7 +51,7 @@ class Probe:
             self._runs.append(Run(network=name, shapes=shapes, seconds=watched.seconds))
             return outputs
 
-        session._session, session.run = watched, noted
+        innermost._session, session.run = watched, noted
 
 
 class _Watched:

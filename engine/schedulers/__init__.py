@@ -34,6 +34,7 @@ __all__ = [
     "add_noise",
     "calls_per_step",
     "denoised",
+    "diffusers_options",
     "make_schedule",
     "step",
 ]
@@ -66,8 +67,17 @@ DIFFUSERS_CLASSES: Final = {
     "lcm": "LCMScheduler",
     "tcd": "TCDScheduler",
 }
-"""diffusers' class for each name; a karras one with ``use_karras_sigmas=True``, an sde one with
-``algorithm_type="sde-dpmsolver++"``."""
+"""diffusers' class for each name; ``diffusers_options`` says what it must be told."""
+
+
+def diffusers_options(name: str) -> dict[str, Any]:
+    """What diffusers' class must be told to be the scheduler of that name."""
+    options: dict[str, Any] = {"use_karras_sigmas": True} if name.endswith("_karras") else {}
+    if name.startswith("dpmpp_2m_sde"):
+        options["algorithm_type"] = "sde-dpmsolver++"
+    if name == "pndm":
+        options["skip_prk_steps"] = True
+    return options
 
 
 def calls_per_step(name: str) -> int:

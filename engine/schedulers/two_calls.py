@@ -60,6 +60,7 @@ def dpm2(model: NoiseModel, n: int, start: int, *, ancestral: bool) -> Schedule:
         model,
         timesteps=_interleaved(t, sigma_to_t(model, middle[:-1])),
         sigmas=_interleaved(now, middle[:-1]),
+        known=_interleaved(now, to[:-1]),
         weights=weights,
         noise=noise,
         init_noise_sigma=first_sigma(model, sigmas),
@@ -75,9 +76,15 @@ def _in_turns(
     weights: Array,
     init_noise_sigma: float,
     start: int,
+    known: Array | None = None,
     noise: Array | None = None,
 ) -> Schedule:
-    """The schedule of calls that remember the derivative, (x - x0) / sigma, Karras' d."""
+    """The schedule of calls that remember the derivative, (x - x0) / sigma, Karras' d.
+
+    Args:
+        known: The noise that the known part of a picture is put back with, where a UNet has no
+            inpainting channels: diffusers takes the sigma after the midpoint for the midpoint's.
+    """
     calls = len(timesteps)
     denoised = model.denoised_from(np.ones(calls), sigmas)
     return fill_in(
@@ -89,7 +96,7 @@ def _in_turns(
         history=weights,
         noise=noise,
         corrector=again(calls, np.arange(calls) % 2 == 1),
-        noising=np.stack([np.ones(calls), sigmas], 1),
+        noising=np.stack([np.ones(calls), sigmas if known is None else known], 1),
         init_noise_sigma=init_noise_sigma,
         start=2 * start,
     )

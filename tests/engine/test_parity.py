@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pytest
 
 from engine import Engine, InpaintRequest, InputError
-from engine.schedulers import DIFFUSERS_CLASSES, SCHEDULERS
+from engine.schedulers import DIFFUSERS_CLASSES, SCHEDULERS, diffusers_options
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -65,9 +65,7 @@ class Pair:
         from PIL import Image
 
         assert request.scheduler is not None
-        extra = {"use_karras_sigmas": True} if request.scheduler.endswith("karras") else {}
-        if request.scheduler == "pndm":
-            extra["skip_prk_steps"] = True
+        extra = diffusers_options(request.scheduler)
         kind = getattr(diffusers, DIFFUSERS_CLASSES[request.scheduler])
         latents: list[Any] = []
 

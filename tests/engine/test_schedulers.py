@@ -19,6 +19,7 @@ from engine.schedulers import (
     SCHEDULERS,
     SolverState,
     add_noise,
+    calls_per_step,
     denoised,
     make_schedule,
     step,
@@ -132,7 +133,8 @@ def test_noising_and_foreseeing_are_inverse(name: str) -> None:
     config = {**BASE, "skip_prk_steps": True, "prediction_type": "epsilon"}
     schedule = make_schedule(name, config, num_inference_steps=10)
     clean, noise = np.full((1, 4, 4, 4), 0.3, np.float32), first_noise()
-    for i in range(len(schedule)):
+    # dpm2's known part is not at the midpoint's noise: see two_calls.py
+    for i in range(0, len(schedule), calls_per_step(name)):
         noisy = add_noise(schedule, i, clean, noise)
         np.testing.assert_allclose(denoised(schedule, i, noisy, noise), clean, atol=1e-4)
 

@@ -160,7 +160,7 @@ def test_a_failed_export_leaves_nothing(
     [
         ({"target": "cuda"}, "target is 'cuda'; allowed: cpu"),
         ({"precision": "fp16"}, "precision is 'fp16'; allowed: fp32"),
-        ({"scheduler": "unipc"}, "scheduler is 'unipc'; allowed: ddim, euler"),
+        ({"scheduler": "magic"}, "scheduler is 'magic'; allowed: ddim, ddpm, euler"),
         ({"size": 100}, "size is 100; a multiple of 8"),
         ({"revision": "main"}, "a revision belongs to a name on the hub"),
     ],

@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from engine.schedulers import DIFFUSERS_CLASSES
+from engine.schedulers import DIFFUSERS_CLASSES, diffusers_options
 from tests.engine.schedulers_cases import CASES, LATENTS, Case, answer, first_noise
 
 PATH = Path(__file__).parent / "schedulers.json"
@@ -23,11 +23,7 @@ def run_diffusers(case: Case) -> tuple[list[float], Any]:
     import diffusers
     import torch
 
-    config = dict(case.config)
-    if case.scheduler.endswith("_karras"):
-        config["use_karras_sigmas"] = True
-    if "_sde" in case.scheduler:
-        config["algorithm_type"] = "sde-dpmsolver++"
+    config = {**case.config, **diffusers_options(case.scheduler)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scheduler = getattr(diffusers, DIFFUSERS_CLASSES[case.scheduler]).from_config(config)
