@@ -13,13 +13,18 @@ from engine.bundle import Bundle
 from engine.canvas import Geometry, shrunk
 from engine.clock import Clock
 from engine.costs import REST, CostTable
+from engine.errors import DeadlineMissed
 from engine.forecast import Share, step_ends
 from engine.job import Draft, Job, first_step
-from engine.plan import LEAST_SIDE, SHARES, Plan, Rung, Vae, choose, fewest_steps, ladder
+from engine.plan import LEAST_SIDE, SHARES, Plan, Rung, Vae, choose, fewest_steps, ladder, quickest
 from engine.schedulers import calls_per_step, make_schedule
 
 FAST_DECODER: Final = "vae_decoder_fast"
 """The component of bundles that have a second, faster decoder."""
+
+TRY_EVERY: Final = 8
+"""Of so many refusals in a row, one is tried the quickest way instead: what is refused measures
+nothing, and costs that were taken in a bad moment would be believed for ever."""
 
 _DECODERS: Final[dict[Vae, str]] = {"full": "vae_decoder", "fast": FAST_DECODER}
 _REMEMBERED: Final = 32
@@ -59,6 +64,7 @@ class Planner:
             ("full", "fast") if FAST_DECODER in bundle.components else ("full",)
         )
         self._margin = Margin()
+        self._refusals = 0
 
     def plan(
         self,
@@ -117,7 +123,14 @@ class Planner:
 
         fewest = fewest_steps(draft.scheduler, asked)
         rungs = list(ladder(asked=asked, fewest=fewest, shares=tuple(sizes), vaes=self._vaes))
-        rung, estimated = choose(rungs, seconds=seconds, left=left, margin=self._margin.factor)
+        try:
+            rung, estimated = choose(rungs, seconds=seconds, left=left, margin=self._margin.factor)
+            self._refusals = 0
+        except DeadlineMissed:
+            self._refusals += 1
+            if self._refusals % TRY_EVERY:
+                raise
+            rung, estimated = quickest(rungs, seconds)
         geometry = sizes[rung.share]
         return dataclasses.replace(
             self._with_steps(draft, rung.steps),

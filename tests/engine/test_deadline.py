@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from engine import DeadlineMissed, Engine, InpaintResult, InputError
-from engine.planner import Margin
+from engine.planner import TRY_EVERY, Margin
 from engine.schedulers import SCHEDULERS, calls_per_step
 
 
@@ -78,6 +78,24 @@ def test_what_cannot_be_in_time_fails_at_once(default: Engine, ask: Any) -> None
     with pytest.raises(DeadlineMissed, match=r"quickest way takes .* before its deadline$"):
         ticket.result()
     assert steps == []
+
+
+def test_costs_of_a_bad_moment_are_not_believed_for_ever(manual: Engine, ask: Any) -> None:
+    """Nothing runs but what has a deadline, and the table says that nothing can be in time."""
+    request = ask(deadline=60.0, region="full", num_inference_steps=4)
+    manual.inpaint(request)
+    for width, height in ((128, 96), (96, 72), (64, 48)):
+        plant(manual, 1000.0, pixels=width * height)
+    outcomes = []
+    while not outcomes or not outcomes[-1] or len(outcomes) < 2 * TRY_EVERY:
+        try:
+            outcomes.append(manual.inpaint(request).plan is not None)
+        except DeadlineMissed:
+            outcomes.append(False)
+        assert len(outcomes) < 20 * TRY_EVERY
+    tried = outcomes.index(True)
+    assert tried == TRY_EVERY - 1
+    assert sum(outcomes) >= 2
 
 
 def test_company_counts(manual: Engine, ask: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from engine import DeadlineMissed
-from engine.plan import SHARES, Rung, Vae, choose, fewest_steps, ladder
+from engine.plan import SHARES, Rung, Vae, choose, fewest_steps, ladder, quickest
 
 ASKED = (1, 2, 3, 5, 8, 25)
 BOTH: tuple[Vae, ...] = ("full", "fast")
@@ -98,6 +98,12 @@ def test_what_cannot_be_done_says_what_it_would_take() -> None:
         choose(rungs_of(8), seconds=lambda rung: 1.5, left=0.5)
     with pytest.raises(DeadlineMissed, match="takes longer: "):
         choose(rungs_of(8), seconds=lambda rung: float("inf"), left=0.5)
+
+
+def test_the_quickest() -> None:
+    rungs = rungs_of(8, vaes=BOTH)
+    assert quickest(rungs, cost(1.0, 0.5, 0.1)) == (Rung(steps=4, share=0.5, vae="fast"), 2.025)
+    assert quickest(rungs, lambda rung: float("inf")) == (rungs[-1], None)
 
 
 def test_the_fewest_steps() -> None:
