@@ -20,14 +20,14 @@ from service.bodies import BodyReader
 from service.decoding import PictureDecoder
 from service.dispatch import Dispatcher
 from service.errors import FAILED, ApiError, refused_value, unkept
-from service.inputs import AT_ONCE, PictureReader, is_link
+from service.inputs import PictureReader, is_link
 from service.jobs import Job, JobStore, State, StoreError
 from service.logs import bind_job
 from service.metrics import Metrics
 from service.painter import output_names, refuse_unchecked
 from service.responses import ALLOW_EVERY_ORIGIN, processing
 from service.runner import late
-from service.schema import KINDS, Body, is_absent, parse_json
+from service.schema import KINDS, PARSED_AT_ONCE, Body, is_absent, parse_json
 from service.settings import Settings
 from service.storage import FOLDER, Storage, file_name, new_prefix
 
@@ -194,7 +194,7 @@ class Endpoints:
         async with self._bodies.read(request) as raw:
             if empty and not raw.strip():
                 raw = b"{}"
-            if len(raw) <= AT_ONCE:
+            if len(raw) <= PARSED_AT_ONCE:
                 values = dict(parse_json(raw))
             else:
                 async with self._parsing:

@@ -81,7 +81,7 @@ class PictureReader:
                 return await self._fetcher.fetch(value.strip(), owner=owner)
             if scheme in ("data", None):
                 decode = self._decode_uri if scheme == "data" else self._decode
-                if len(value) <= AT_ONCE:
+                if len(value) <= AT_ONCE and "%" not in value:  # which is slow to take out
                     return decode(value)
                 return await asyncio.to_thread(decode, value)
             raise FetchError(f"other scheme, {len(scheme)} characters", reason=WRONG_KIND)

@@ -292,6 +292,10 @@ def is_absent(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
+PARSED_AT_ONCE: Final = 1 << 16
+"""Bytes of JSON that are parsed on the event loop: however odd, they take a few milliseconds."""
+
+
 def parse_json(body: bytes | str, what: str = "request body") -> Mapping[str, Any]:
     """The JSON object in a request body, whatever its content type says.
 

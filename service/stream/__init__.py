@@ -23,9 +23,10 @@ that N binary frames with pictures follow; where the request says ``base64``, th
     error      status, message: one sentence, with the status that HTTP would have
 
 Every edit gets exactly one of the last three, in the order of the edits, and nothing after it. An
-edit that is not the newest any more stops at its next step. An error changes nothing and the stream
-goes on; a refused key ends it, and so does what is no message at all. Previews are left out where
-the client does not read as fast as they come; the rest waits for it, but not for ever.
+edit that is not the newest any more stops at its next step. A message that is refused changes
+nothing; after an edit that could not be done, what the last result was made of counts again. The
+stream goes on; a refused key ends it, and so does what is no message at all. Previews are left out
+where the client does not read as fast as they come; the rest waits for it, but not for ever.
 
 Closing codes: 1000 idle, 1008 refused, 1009 a message is too large, 1011 the client does not answer
 or our fault, 1012 the server stops, 1013 too many streams.

@@ -202,6 +202,11 @@ class Connection:
                 self._asked.clear()
                 assert edit is not None
                 made = await self._made(edit)
+            if self._pending is None:  # else a newer message has changed what is asked for
+                if made.outcome == "done":
+                    self._wishes.made()
+                elif made.outcome == "refused":
+                    self._wishes.go_back()
             if await self._end(edit.number, made):
                 # what is made must be read before more is made: results are never left out
                 await self._outbox.told(edit.number)

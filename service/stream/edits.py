@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -11,8 +12,16 @@ from typing import Any, Final, TypeAlias
 
 import pybase64
 
-from engine import EngineError, InpaintRequest, InpaintResult, InputError, RequestCancelled
+from engine import (
+    DeadlineMissed,
+    EngineError,
+    InpaintRequest,
+    InpaintResult,
+    InputError,
+    RequestCancelled,
+)
 from engine.image import encode_jpeg, encode_png
+from engine.request import MIN_DEADLINE
 from engine.ticket import MakePreview
 from service.decoding import PictureDecoder
 from service.errors import FAILED, ApiError, refused_value
@@ -34,6 +43,9 @@ from service.stream.pictures import Sketch
 logger = logging.getLogger(__name__)
 
 ShowPreview: TypeAlias = Callable[[int, Callable[[], Told]], Awaitable[None]]
+
+TAIL_SECONDS: Final = 0.02
+"""Kept free before a deadline, to bring a picture from the engine and to encode it."""
 
 _NOT_TOLD: Final = ("status", "id", "output", "proxy_links")
 """Of the HTTP answer: what it says of files and of a job, of which there are none."""
@@ -80,10 +92,11 @@ class Studio:
         When the task is cancelled the engine is told to stop, and this returns once it has: no edit
         leaves work behind that nobody counts.
         """
+        deadline = asyncio.timeout_at(edit.due)
         try:
-            async with asyncio.timeout_at(edit.due):
-                return await self._made(edit, root=root, owner=owner, show=show)
-        except TimeoutError:
+            async with deadline:
+                return await self._made(edit, deadline, root=root, owner=owner, show=show)
+        except (TimeoutError, DeadlineMissed):
             return refusal(edit.number, late(LATE))
         except InputError as exc:
             return refusal(edit.number, refused_value(exc))
@@ -95,7 +108,9 @@ class Studio:
             logger.exception("an edit of a stream failed")
             return refusal(edit.number, ApiError(500, FAILED))
 
-    async def _made(self, edit: Edit, *, root: str, owner: str, show: ShowPreview) -> Told:
+    async def _made(
+        self, edit: Edit, deadline: asyncio.Timeout, *, root: str, owner: str, show: ShowPreview
+    ) -> Told:
         body = edit.wish.body
         size = (body.width, body.height)
         pictures = {
@@ -105,14 +120,23 @@ class Studio:
             for field, source in edit.wish.sources.items()
         }
         request = request_of(body, pictures)
-        result = await self._engine_result(edit.number, request, show)
+        if edit.due is not None:
+            left = edit.due - asyncio.get_running_loop().time() - TAIL_SECONDS
+            if left < MIN_DEADLINE:
+                raise DeadlineMissed(LATE)
+            request = dataclasses.replace(request, deadline=left)
+        result = await self._engine_result(edit.number, request, show, deadline)
         if body.safety_checker and result.nsfw is None:
             logger.error("the engine did not check the picture of an edit")
             raise ApiError(500, "The engine failed to check the picture.")
         return await asyncio.to_thread(_told, edit, result)
 
     async def _engine_result(
-        self, number: int, request: InpaintRequest, show: ShowPreview
+        self,
+        number: int,
+        request: InpaintRequest,
+        show: ShowPreview,
+        deadline: asyncio.Timeout,
     ) -> InpaintResult:
         loop = asyncio.get_running_loop()
         done = asyncio.Event()
@@ -145,6 +169,8 @@ class Studio:
             ticket.add_done_callback(lambda _: soon(done.set))
             await done.wait()
         except asyncio.CancelledError:
+            if not deadline.expired():  # it must not break off the wait below
+                deadline.reschedule(None)
             if ticket is None:
                 ticket = await submitting
                 ticket.add_done_callback(lambda _: soon(done.set))
@@ -153,7 +179,7 @@ class Studio:
             raise
         try:
             return ticket.result(timeout=0)
-        except (InputError, RequestCancelled):
+        except (InputError, RequestCancelled, DeadlineMissed):
             raise
         except EngineError as exc:
             logger.error("the engine failed on an edit of a stream: %s", exc)

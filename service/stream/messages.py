@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from service.errors import ApiError, words
-from service.inputs import AT_ONCE
 from service.painter import refuse_unchecked
-from service.schema import InpaintBody, is_absent, parse_json
+from service.schema import PARSED_AT_ONCE, InpaintBody, is_absent, parse_json
 from service.stream.pictures import FIELDS, Source
 
 BINARY: Final = "binary"
-_NOT_KEPT: Final = {"key", BINARY, *FIELDS}
+_KEPT: Final = set(InpaintBody.model_fields) - {"key", *FIELDS}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +72,7 @@ class Assembler:
 async def _parse(frame: str) -> Message:
     """A text frame; a large one is parsed in a thread, so that it does not hold up anybody."""
     try:
-        if len(frame) <= AT_ONCE:
+        if len(frame) <= PARSED_AT_ONCE:
             values = parse_json(frame, "message")
         else:
             values = await asyncio.to_thread(parse_json, frame, "message")
@@ -110,6 +109,7 @@ class Wishes:
         self._safety_checker = safety_checker
         self._values: dict[str, Any] = {}
         self._sources: dict[str, Source] = {}
+        self._made: tuple[dict[str, Any], dict[str, Source]] | None = None
 
     def change(self, message: Message) -> Wish:
         """Take a message's changes.
@@ -120,7 +120,7 @@ class Wishes:
         """
         if message.refusal is not None:
             raise message.refusal
-        values = self._values | {k: v for k, v in message.values.items() if k not in _NOT_KEPT}
+        values = self._values | {k: v for k, v in message.values.items() if k in _KEPT}
         sources = dict(self._sources)
         pictures: dict[str, Any] = {}
         for field in FIELDS:
@@ -140,3 +140,13 @@ class Wishes:
         refuse_unchecked(body, self._safety_checker)
         self._values, self._sources = values, sources
         return Wish(body=body, sources=sources)
+
+    def made(self) -> None:
+        """There is a picture of what is asked for now."""
+        self._made = self._values, self._sources
+
+    def go_back(self) -> None:
+        """What is asked for now cannot be done: what there was a picture of last counts again.
+        Where there was none, it stands to be mended."""
+        if self._made is not None:
+            self._values, self._sources = self._made
