@@ -54,13 +54,13 @@ def add(actions: Commands, tell: Callable[[str], None]) -> list[tuple[Any, Measu
     batching.add_argument(
         "--requests",
         type=int,
-        default=40,
+        default=24,
         metavar="N",
-        help="requests of a round (default: 40)",
+        help="requests of a round (default: 24)",
     )
     return [
         (parity, lambda arguments: _parity(arguments, tell), 3),
-        (batching, lambda arguments: _batching(arguments, tell), 3),
+        (batching, lambda arguments: _batching(arguments, tell), 5),
     ]
 
 

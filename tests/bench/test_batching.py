@@ -25,8 +25,9 @@ def test_batching(bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert 0 < found[way]["mean_ms"] <= found[way]["max_ms"]
         assert found[way]["saturated_per_s"] > 0
     ratios = found["ratios"]
-    assert ratios["mean_latency"] >= ratios["mean_latency_lowest"] > 0
-    assert ratios["pictures_differ_by_at_most"] <= 1
+    for name in ("mean_latency", "p95_latency", "throughput"):
+        assert ratios[name]["highest"] >= ratios[name]["median"] >= ratios[name]["lowest"] > 0
+    assert ratios["pictures_differ_by_at_most"]["levels"] <= 1
 
 
 def test_arrivals_are_the_same_again_and_as_many_as_said() -> None:

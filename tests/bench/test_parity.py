@@ -11,7 +11,9 @@ import pytest
 
 from bench import variants
 from bench.quality import difference, summary
-from engine import InpaintRequest
+from engine import Bundle, InpaintRequest
+from engine.engine import DEFAULT_BUNDLE
+from engine.job import draft
 from service.cli import main
 from tests.engine.tiny import make_bundle
 
@@ -36,12 +38,14 @@ def test_bundles_and_variants(bundle_path: Path, tmp_path: Path) -> None:
         assert rows[name]["times_faster"] > 0
 
 
-def test_every_variant_of_the_list_is_understood() -> None:
-    image, mask = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
+def test_every_variant_of_the_list_fits_the_bundle_that_ships() -> None:
+    image, mask = np.zeros((64, 64, 3), np.uint8), np.full((64, 64), 255, np.uint8)
     names = [variants.AS_ASKED.name, *(variant.name for variant in variants.VARIANTS)]
     assert len(set(names)) == len(names)
+    bundle = Bundle.open(DEFAULT_BUNDLE)
     for variant in variants.VARIANTS:
-        InpaintRequest(image=image, mask=mask, prompt="", **dict(variant.request))
+        asked = InpaintRequest(image=image, mask=mask, prompt="", **dict(variant.request))
+        assert draft(asked, bundle).schedule is not None
 
 
 def test_a_variant_is_read() -> None:
