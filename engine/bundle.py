@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -56,7 +56,9 @@ TARGETS: Final = ("cpu", "cuda", "tensorrt")
 PRECISIONS: Final = ("fp32", "fp16", "int8")
 COMPONENTS: Final = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
 SAFETY_CHECKER: Final = "safety_checker"
-"""The component that a bundle may have and need not."""
+FAST_DECODER: Final = "vae_decoder_fast"
+SHALLOW_UNET: Final = "unet_shallow"
+"""The components that a bundle may have and need not."""
 
 _LATENT_PLANE: Final = ("height/8", "width/8")
 _MAX_MANIFEST_BYTES: Final = 1 << 20
@@ -79,6 +81,7 @@ class Bundle:
     licence: Mapping[str, Any] = field(default_factory=dict)
     documents: tuple[FileRecord, ...] = ()
     safety: Safety | None = None
+    fast_latents: Latents | None = None
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
@@ -97,8 +100,9 @@ class Bundle:
         """Write ``bundle.json`` atomically; every listed file must already lie in ``path``."""
         manifest = {"format_version": FORMAT_VERSION, **_plain(self)}
         del manifest["path"]
-        if self.safety is None:
-            del manifest["safety"]
+        for name in ("safety", "fast_latents"):
+            if manifest[name] is None:
+                del manifest[name]
         text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
         parsed = _parse(self.path, json.loads(text))
         parsed._verify_shapes()
@@ -108,10 +112,12 @@ class Bundle:
         parsed._verify_files()
 
     def files(self) -> Iterator[FileRecord]:
-        """Every file of the bundle but the manifest."""
+        """Every file of the bundle but the manifest; a data file that networks share comes once."""
+        shared: set[FileRecord] = set()
         for component in self.components.values():
             yield component.model
-            if component.data is not None:
+            if component.data is not None and component.data not in shared:
+                shared.add(component.data)
                 yield component.data
         yield self.tokenizer
         yield from self.documents
@@ -122,6 +128,12 @@ class Bundle:
         channels = self.components["unet"].inputs[0].shape[1]
         assert isinstance(channels, int)
         return channels
+
+    @property
+    def deep_channels(self) -> int:
+        """Channels of the deep feature that the UNet hands to its shallow part; 0 without one."""
+        unet = self.components.get("unet")
+        return 0 if unet is None or len(unet.outputs) < 2 else _int_axis(unet.outputs, 1, 1)
 
     def _verify_files(self) -> None:
         listed = {record.file: record for record in self.files()}
@@ -150,7 +162,12 @@ class Bundle:
 
     def _verify_shapes(self) -> None:
         """The tensors of the components must be the ones the engine feeds, and must fit."""
-        known = COMPONENTS if self.safety is None else (*COMPONENTS, SAFETY_CHECKER)
+        optional = {
+            SAFETY_CHECKER: self.safety is not None,
+            FAST_DECODER: self.fast_latents is not None,
+            SHALLOW_UNET: self.deep_channels != 0,
+        }
+        known = (*COMPONENTS, *(name for name, there in optional.items() if there))
         missing = [name for name in known if name not in self.components]
         unknown = [name for name in self.components if name not in known]
         if missing or unknown:
@@ -167,9 +184,16 @@ class Bundle:
         rows = 2 * c + 1 if _int_axis(unet.inputs, 0, 1) != c else c
         sample = ("sample", ("batch", rows, *_LATENT_PLANE))
         embeds = ("encoder_hidden_states", ("batch", "tokens", width))
-        _expect(self.path, "unet", unet.inputs, [sample, ("timestep", ("batch",)), embeds])
+        takes = [sample, ("timestep", ("batch",)), embeds]
+        _expect(self.path, "unet", unet.inputs, takes)
         prediction = ("noise_pred", ("batch", c, *_LATENT_PLANE))
-        _expect(self.path, "unet", unet.outputs, [prediction])
+        deep = ("deep_feature", ("batch", self.deep_channels, *_LATENT_PLANE))
+        gives = [prediction, deep] if SHALLOW_UNET in known else [prediction]
+        _expect(self.path, "unet", unet.outputs, gives)
+        if SHALLOW_UNET in known:
+            shallow = self.components[SHALLOW_UNET]
+            _expect(self.path, SHALLOW_UNET, shallow.inputs, [*takes, deep])
+            _expect(self.path, SHALLOW_UNET, shallow.outputs, [prediction])
         image = ("image", ("batch", 3, "height", "width"))
         _expect(self.path, "vae_encoder", encoder.inputs, [image])
         latents = ("latents", ("batch", c, *_LATENT_PLANE))
@@ -178,6 +202,15 @@ class Bundle:
         _expect(self.path, "vae_encoder", encoder.outputs, [moments if gaussian else latents])
         _expect(self.path, "vae_decoder", decoder.inputs, [latents])
         _expect(self.path, "vae_decoder", decoder.outputs, [image])
+        if self.fast_latents is not None:
+            if self.fast_latents.channels != c:
+                raise BundleError(
+                    f"{self.path}: fast_latents: channels is {self.fast_latents.channels}; "
+                    f"the latents have {c}"
+                )
+            fast = self.components[FAST_DECODER]
+            _expect(self.path, FAST_DECODER, fast.inputs, [latents])
+            _expect(self.path, FAST_DECODER, fast.outputs, [image])
         if self.safety is not None:
             checker, side = self.components[SAFETY_CHECKER], self.safety.crop
             count = len(self.safety.special_care) + len(self.safety.concepts)
@@ -201,11 +234,11 @@ def _expect(
     path: Path,
     component: str,
     found: tuple[TensorSpec, ...],
-    expected: list[tuple[str, tuple[int | str, ...]]],
+    expected: Sequence[tuple[str, tuple[int | str, ...]]],
 ) -> None:
     have = [(spec.name, spec.shape) for spec in found]
-    if have != expected:
-        raise BundleError(f"{path}: {component} has tensors {have}; expected {expected}")
+    if have != list(expected):
+        raise BundleError(f"{path}: {component} has tensors {have}; expected {list(expected)}")
     for spec in found:
         dtype = "int64" if spec.name == "input_ids" else "float32"
         if spec.dtype != dtype:
@@ -243,6 +276,7 @@ def _parse(directory: Path, value: Any) -> Bundle:
         )
     components = top.entry("components")
     safety = read_safety(top.entry("safety")) if "safety" in top.value else None
+    fast = read_latents(top.entry("fast_latents")) if "fast_latents" in top.value else None
     bundle = Bundle(
         path=directory,
         family=top.one_of("family", FAMILIES),
@@ -259,6 +293,7 @@ def _parse(directory: Path, value: Any) -> Bundle:
         licence=MappingProxyType(top.get("licence", dict)),
         documents=tuple(read_file(entry) for entry in top.entries("documents")),
         safety=safety,
+        fast_latents=fast,
     )
     top.done()
     return bundle

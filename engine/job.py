@@ -31,6 +31,7 @@ from engine.plan import Plan
 from engine.prompt import PromptEncoder
 from engine.request import MAX_SIDE, MIN_SIDE, InpaintRequest, InpaintResult
 from engine.safety_checker import SafetyChecker, require
+from engine.savings import Savings
 from engine.schedulers import Room, Schedule, SolverState
 
 Floats = npt.NDArray[np.float32]
@@ -79,17 +80,20 @@ class Draft:
     safety_checker: bool
     deadline: float | None = None
     plan: Plan | None = None
+    savings: Savings = Savings()
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Job:
-    """A prepared request. All but ``state`` and ``step`` stays as it is.
+    """A prepared request. All but ``state``, ``step`` and what ``deep`` holds stays as it is.
 
     Attributes:
         generators: One noise stream per sample.
         embeddings: The prompt's, and before it the negative prompt's where guidance is above 1.
         conditioning: One of (C + 1, h, w) per sample, or None.
         room: Where steps are made.
+        deep: (rows of the first step, D, h, w), the deep features of the last whole UNet run; None
+            where every run is whole.
         step: Index of the next step.
     """
 
@@ -102,6 +106,7 @@ class Job:
     blend: Blend | None
     state: SolverState
     room: Room
+    deep: Floats | None = None
     step: int = 0
 
     @property
@@ -110,9 +115,20 @@ class Job:
         return self.step >= len(self.schedule)
 
     @property
+    def texts(self) -> tuple[Floats, ...]:
+        """What the next step follows: the prompt alone once the guided steps are made."""
+        guided = self.draft.savings.guided(self.step, steps=len(self.schedule))
+        return self.embeddings if guided else self.embeddings[-1:]
+
+    @property
+    def shallow(self) -> bool:
+        """Whether the next step runs the UNet's outer layers alone."""
+        return self.draft.savings.shallow(self.step)
+
+    @property
     def row_count(self) -> int:
-        """Rows this job brings to a UNet call."""
-        return len(self.generators) * len(self.embeddings)
+        """Rows this job brings to the next UNet call."""
+        return len(self.generators) * len(self.texts)
 
     @property
     def pixels(self) -> int:
@@ -122,13 +138,14 @@ class Job:
     @property
     def shape_key(self) -> tuple[int, ...]:
         """Jobs with the same key may share a UNet call."""
-        return (*self.draft.geometry.latent_shape, *self.embeddings[0].shape)
+        return (*self.draft.geometry.latent_shape, *self.embeddings[0].shape, self.shallow)
 
     def rows(self) -> Iterator[UnetRow]:
         """The rows of the next step: every sample, first with the negative prompt if any."""
         scale = float(self.schedule.input_scale[self.step])
         timestep = float(self.schedule.timesteps[self.step])
-        for embeddings in self.embeddings:
+        deep = iter(() if self.deep is None else self.deep[-self.row_count :])
+        for embeddings in self.texts:
             for i, sample in enumerate(self.state.latents):
                 conditioning = None if self.conditioning is None else self.conditioning[i]
                 yield UnetRow(
@@ -137,6 +154,8 @@ class Job:
                     timestep=timestep,
                     embeddings=embeddings,
                     conditioning=conditioning,
+                    deep=next(deep, None),
+                    shallow=self.shallow,
                 )
 
     def advance(self, noise_pred: Floats, *, foresee: bool = False) -> Foreseen | None:
@@ -149,7 +168,7 @@ class Job:
         """
         i, schedule = self.step, self.schedule
         guided = noise_pred
-        if len(self.embeddings) > 1:
+        if len(self.texts) > 1:
             samples = len(noise_pred) // 2
             unconditional, guided = noise_pred[:samples], noise_pred[samples:]
             guided -= unconditional
@@ -214,6 +233,7 @@ def draft(request: InpaintRequest, bundle: Bundle) -> Draft:
         reference=request.reference,
         safety_checker=request.safety_checker,
         deadline=request.deadline,
+        savings=Savings.of(request, bundle),
     )
 
 
@@ -279,6 +299,7 @@ def prepare(
         blend=blend,
         state=SolverState(latents=latents),
         room=Room(latents),
+        deep=draft.savings.deep_features(bundle, rows=samples * len(embeddings), shape=shape),
     )
 
 
@@ -293,7 +314,7 @@ def finish(job: Job, models: Models, checker: SafetyChecker | None) -> InpaintRe
     made = np.empty((draft.samples, *draft.image.shape), np.uint8)
     for picture, latents in zip(made, job.state.latents, strict=True):
         with job.clock.stage("vae_decoder"):
-            planes = models.vae_decoder(latents[None])
+            planes = draft.savings.decoder(models)(latents[None])
         if not np.isfinite(planes).all():
             raise SessionError("the networks gave values that are not numbers; no picture is made")
         with job.clock.stage("paste"):

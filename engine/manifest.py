@@ -72,6 +72,8 @@ class Latents:
     Latents seen by the UNet are ``(vae_latents - shift_factor) * scaling_factor``.
     ``rgb_factors`` is an optional linear preview: four rows (one per latent channel, then the
     bias) of three RGB weights in [-1, 1] units; empty when the exporter fitted none.
+
+    A fast decoder has an entry of its own, since it may be made for latents on another scale.
     """
 
     channels: int

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from engine.bundle import COMPONENTS, Bundle, Component, Latents
+from engine.bundle import COMPONENTS, FAST_DECODER, SHALLOW_UNET, Bundle, Component, Latents
 from engine.sessions.base import Session
 
 Floats = npt.NDArray[np.float32]
@@ -76,6 +76,10 @@ class UnetRow:
         embeddings: (L, D).
         conditioning: (C + 1, h, w): the mask, then the masked picture's latents; None for a UNet
             without inpainting channels.
+        deep: (D, h, w), where the deep feature of the row is kept between steps; None where it is
+            not wanted.
+        shallow: Read the deep feature and run the UNet's outer layers alone, instead of running it
+            whole and writing the feature. All rows of a call say the same.
 
     Embeddings and conditioning are taken to stay as they are for as long as they exist.
     """
@@ -85,6 +89,8 @@ class UnetRow:
     timestep: float
     embeddings: Floats
     conditioning: Floats | None
+    deep: Floats | None = None
+    shallow: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -117,8 +123,9 @@ def _is(held: weakref.ref[Floats] | None, array: Floats) -> bool:
 class Unet:
     """The denoiser. Rows of one call may stand at different steps of different requests."""
 
-    def __init__(self, session: Session, *, channels: int) -> None:
+    def __init__(self, session: Session, *, channels: int, shallow: Session | None = None) -> None:
         self._session = session
+        self._shallow = shallow
         self._channels = channels
         self._feeds: dict[tuple[int, ...], _Feeds] = {}
 
@@ -131,13 +138,19 @@ class Unet:
         feeds = self._buffers(len(rows), rows[0])
         for i, row in enumerate(rows):
             feeds.fill(i, row)
-        (noise_pred,) = self._session.run(
-            {
-                "sample": feeds.sample,
-                "timestep": feeds.timestep,
-                "encoder_hidden_states": feeds.embeddings,
-            }
-        )
+        inputs = {
+            "sample": feeds.sample,
+            "timestep": feeds.timestep,
+            "encoder_hidden_states": feeds.embeddings,
+        }
+        if rows[0].shallow:
+            assert self._shallow is not None
+            deep = np.stack([row.deep for row in rows if row.deep is not None])
+            return self._shallow.run({**inputs, "deep_feature": deep})[0]
+        noise_pred, *features = self._session.run(inputs)
+        for i, row in enumerate(rows):
+            if row.deep is not None:
+                row.deep[:] = features[0][i]
         return noise_pred
 
     def _buffers(self, batch: int, row: UnetRow) -> _Feeds:
@@ -225,6 +238,7 @@ class Models:
     unet: Unet
     vae_encoder: VaeEncoder
     vae_decoder: VaeDecoder
+    vae_decoder_fast: VaeDecoder | None
     preview: Preview
     sessions: tuple[Session, ...]
 
@@ -234,13 +248,22 @@ class Models:
         text, unet, encoder, decoder = (
             open_session(bundle.components[name]) for name in COMPONENTS
         )
+        extra = {
+            name: open_session(bundle.components[name])
+            for name in (FAST_DECODER, SHALLOW_UNET)
+            if name in bundle.components
+        }
+        fast = None
+        if bundle.fast_latents is not None:
+            fast = VaeDecoder(extra[FAST_DECODER], bundle.fast_latents)
         return cls(
             text_encoder=TextEncoder(text, bundle.components["text_encoder"]),
-            unet=Unet(unet, channels=bundle.unet_channels),
+            unet=Unet(unet, channels=bundle.unet_channels, shallow=extra.get(SHALLOW_UNET)),
             vae_encoder=VaeEncoder(encoder, bundle.latents),
             vae_decoder=VaeDecoder(decoder, bundle.latents),
+            vae_decoder_fast=fast,
             preview=Preview(bundle.latents),
-            sessions=(text, unet, encoder, decoder),
+            sessions=(text, unet, encoder, decoder, *extra.values()),
         )
 
     def close(self) -> None:

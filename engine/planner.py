@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Final
 
-from engine.bundle import Bundle
+from engine.bundle import FAST_DECODER, Bundle
 from engine.canvas import Geometry, shrunk
 from engine.clock import Clock
 from engine.costs import REST, CostTable
@@ -18,9 +18,6 @@ from engine.forecast import Share, step_ends
 from engine.job import Draft, Job, first_step
 from engine.plan import LEAST_SIDE, SHARES, Plan, Rung, Vae, choose, fewest_steps, ladder, quickest
 from engine.schedulers import calls_per_step, make_schedule
-
-FAST_DECODER: Final = "vae_decoder_fast"
-"""The component of bundles that have a second, faster decoder."""
 
 TRY_EVERY: Final = 8
 """Of so many refusals in a row, one is tried the quickest way instead: what is refused measures
@@ -54,7 +51,10 @@ class Margin:
 
 
 class Planner:
-    """Plans the pictures of one engine; called by its loop only."""
+    """Plans the pictures of one engine; called by its loop only.
+
+    Every step counts as guided and whole, also where a request saves on that.
+    """
 
     def __init__(self, bundle: Bundle, costs: CostTable, *, max_batch_pixels: int) -> None:
         self._bundle = bundle
@@ -87,7 +87,9 @@ class Planner:
         Raises:
             DeadlineMissed: If the deadline cannot be kept.
         """
-        asked = draft.num_inference_steps
+        asked, vaes = draft.num_inference_steps, self._vaes
+        if draft.savings.vae == "fast":
+            vaes = ("fast",)
         sizes = self._sizes(draft.geometry)
 
         @cache
@@ -122,7 +124,7 @@ class Planner:
             return found[calls - 1] + after if calls <= len(found) else math.inf
 
         fewest = fewest_steps(draft.scheduler, asked)
-        rungs = list(ladder(asked=asked, fewest=fewest, shares=tuple(sizes), vaes=self._vaes))
+        rungs = list(ladder(asked=asked, fewest=fewest, shares=tuple(sizes), vaes=vaes))
         try:
             rung, estimated = choose(rungs, seconds=seconds, left=left, margin=self._margin.factor)
             self._refusals = 0
@@ -135,6 +137,7 @@ class Planner:
         return dataclasses.replace(
             self._with_steps(draft, rung.steps),
             geometry=geometry,
+            savings=dataclasses.replace(draft.savings, vae=rung.vae),
             plan=Plan(
                 num_inference_steps=rung.steps,
                 working_size=(geometry.padded_width, geometry.padded_height),
@@ -212,14 +215,13 @@ class Planner:
         return self._costs.seconds(network, pixels=pixels, rows=rows) or 0.0
 
     def _share(self, draft: Draft) -> Share:
-        vae: Vae = "full" if draft.plan is None else draft.plan.vae
         return Share(
             shape_key=draft.geometry.latent_shape,
             row_pixels=_pixels(draft.geometry),
             rows=_rows(draft),
             steps=len(draft.schedule or ()),
             before=self._before(draft),
-            after=self._after(draft, draft.geometry, vae),
+            after=self._after(draft, draft.geometry, draft.savings.vae),
         )
 
     def _running(self, job: Job, served: int, rows_done: int) -> Share:

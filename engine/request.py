@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import InputError
-from engine.plan import Plan
+from engine.plan import Plan, Vae
 
 Region = Literal["auto", "full", "mask"]
 
@@ -23,6 +23,7 @@ MAX_PICTURE_SIDE: Final = 16384
 MAX_SAMPLES: Final = 4
 MAX_STEPS: Final = 200
 MAX_GUIDANCE: Final = 50.0
+MAX_DEEP_CACHE_INTERVAL: Final = 20
 MAX_PROMPT_CHARACTERS: Final = 10_000
 MAX_SEED: Final = 2**53 - 1
 MIN_DEADLINE: Final = 0.001
@@ -63,6 +64,14 @@ class InpaintRequest:
             smaller, or the fast decoder is used; ``InpaintResult.plan`` says what was chosen. With
             a deadline that cannot be kept the request ends with ``DeadlineMissed``, at once or
             between two steps. Not in reference mode.
+        vae: Which decoder of the bundle makes the picture: ``"full"``, or ``"fast"`` where the
+            bundle has one, which blurs fine detail a little.
+        guidance_share: 0 to 1: the share of the steps that are run, from the first, that are made
+            with guidance; those after it follow the prompt alone and cost half, since there the two
+            predictions hardly differ (adaptive guidance, arXiv 2312.12487).
+        deep_cache_interval: 1 to 20: the whole UNet runs at the first step and at every so many
+            after it; at the others its outer layers run on the deep feature of the last whole run
+            (DeepCache, arXiv 2312.00858). Above 1, the bundle must have a shallow UNet.
     """
 
     image: npt.NDArray[np.uint8]
@@ -81,6 +90,9 @@ class InpaintRequest:
     reference: bool = False
     safety_checker: bool = False
     deadline: float | None = None
+    vae: Vae = "full"
+    guidance_share: float = 1.0
+    deep_cache_interval: int = 1
 
     def __post_init__(self) -> None:
         _check_array("image", self.image, "(H, W, 3)")
@@ -108,19 +120,24 @@ class InpaintRequest:
             _check_number("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE)
         if self.scheduler is not None and not isinstance(self.scheduler, str):
             raise InputError("scheduler", f"must be a name, got {self.scheduler!r}")
+        _check_number("guidance_share", self.guidance_share, 0.0, 1.0)
+        interval = self.deep_cache_interval
+        _check_integer("deep_cache_interval", interval, 1, MAX_DEEP_CACHE_INTERVAL)
         for field in ("width", "height", "samples", "seed", "num_inference_steps"):
             _make_plain(self, field, int)
+        _make_plain(self, "deep_cache_interval", int)
         if self.deadline is not None:
             _check_number("deadline", self.deadline, MIN_DEADLINE, MAX_DEADLINE)
             if self.reference:
                 raise InputError(
                     "deadline", "cannot be kept in reference mode, where nothing is left out"
                 )
-        for field in ("strength", "guidance_scale", "deadline"):
+        for field in ("strength", "guidance_scale", "deadline", "guidance_share"):
             _make_plain(self, field, float)
-        if self.region not in get_args(Region):
-            allowed = ", ".join(get_args(Region))
-            raise InputError("region", f"is {self.region!r}; allowed: {allowed}")
+        for field, word, words in (("region", self.region, Region), ("vae", self.vae, Vae)):
+            if word not in get_args(words):
+                allowed = ", ".join(get_args(words))
+                raise InputError(field, f"is {word!r}; allowed: {allowed}")
         if not isinstance(self.safety_checker, bool):
             raise InputError("safety_checker", f"is {self.safety_checker!r}; must be a bool")
 

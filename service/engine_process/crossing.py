@@ -65,6 +65,7 @@ def wrap_request(draft: Draft, region: Region, *, left: float | None = None) -> 
         "reference": draft.reference,
         "safety_checker": draft.safety_checker,
         "deadline": left,
+        **dataclasses.asdict(draft.savings),
     }
     return wrap(values, {"image": draft.image, "mask": draft.mask * np.uint8(255)})
 
