@@ -250,25 +250,30 @@ def _check_class(folder: Path, index: Mapping[str, Any], name: str, *allowed: st
 
 
 def _weights(folder: Path, name: str) -> list[Path]:
-    """The weight files of one network: the plain ones, else the fp16 variant's."""
-    stem = WEIGHT_STEMS[name]
+    return find_weights(folder / name, WEIGHT_STEMS[name])
+
+
+def find_weights(folder: Path, stem: str) -> list[Path]:
+    """The weight files in a network's folder: the plain ones, else the fp16 variant's.
+
+    Raises:
+        ExportError: When there are none, or pickled ones only.
+    """
     for suffix in ("", ".fp16"):
-        whole = folder / name / f"{stem}{suffix}.safetensors"
-        shards = sorted((folder / name).glob(f"{stem}{suffix}-?????-of-?????.safetensors"))
+        whole = folder / f"{stem}{suffix}.safetensors"
+        shards = sorted(folder.glob(f"{stem}{suffix}-?????-of-?????.safetensors"))
         # transformers puts the variant before the shard's number, older diffusers behind it.
-        shards += sorted(
-            (folder / name).glob(f"{stem}-?????-of-?????{suffix or '.none'}.safetensors")
-        )
+        shards += sorted(folder.glob(f"{stem}-?????-of-?????{suffix or '.none'}.safetensors"))
         if whole.is_file() or shards:
             return [whole] if whole.is_file() else shards
-    pickled = [file for file in sorted((folder / name).glob("*")) if file.suffix in _PICKLES]
+    pickled = [file for file in sorted(folder.glob("*")) if file.suffix in _PICKLES]
     if pickled:
         raise ExportError(
             f"{pickled[0]}: is a pickle, which can run code when it is opened; "
             "only .safetensors weights are read, convert it first"
         )
     raise ExportError(
-        f"{folder / name}: holds no weights; expected {stem}.safetensors or {stem}.fp16.safetensors"
+        f"{folder}: holds no weights; expected {stem}.safetensors or {stem}.fp16.safetensors"
     )
 
 

@@ -15,12 +15,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
-from engine.bundle import COMPONENTS, Bundle, Component, FileRecord, Latents
+from engine.bundle import (
+    COMPONENTS,
+    FAST_DECODER,
+    SHALLOW_UNET,
+    Bundle,
+    Component,
+    FileRecord,
+    Latents,
+)
 from engine.errors import EngineError
 from export import defaults as chosen
 from export import licence as licences
 from export.checkpoint import Checkpoint
 from export.errors import ExportError, in_a_line
+from export.fast_vae import FastVae
 from export.hub import fetch, is_hub_name
 from export.output import require_free, staged
 from export.quiet import quiet
@@ -55,6 +64,8 @@ def export_checkpoint(
     licence: Mapping[str, Any] | None = None,
     documents: Sequence[str | os.PathLike[str]] = (),
     safety_checker: bool = True,
+    fast_vae: str | os.PathLike[str] | None = None,
+    deep_cache: int | None = None,
 ) -> Bundle:
     """Export a diffusers checkpoint as a model bundle.
 
@@ -77,6 +88,9 @@ def export_checkpoint(
         licence: The licence entry, with ``id``; the checkpoint's where None.
         documents: Texts to put into the bundle; the checkpoint's licence texts where empty.
         safety_checker: Export the checkpoint's safety checker too, where it has one.
+        fast_vae: The folder of an AutoencoderTiny (TAESD), for a second, faster decoder.
+        deep_cache: Split the UNet at this skip connection, counted from the outermost, 0, so that
+            requests may run its outer layers alone at some steps; see ``export.deep_cache``.
 
     Returns:
         The bundle, opened and verified.
@@ -92,6 +106,7 @@ def export_checkpoint(
     stages = _Stages(progress)
     stages.next("checkpoint")
     checkpoint = find_checkpoint(source, revision=revision, safety_checker=safety_checker)
+    fast = None if fast_vae is None else FastVae.open(Path(fast_vae), checkpoint)
     config = chosen.scheduler_config(checkpoint)
     with staged(output, overwrite=overwrite) as folder:
         networks, tokenizer = _libraries()
@@ -109,10 +124,15 @@ def export_checkpoint(
         tokens = tokenizer.write_tokenizer(checkpoint, folder / "tokenizer.json")
         components = {}
         builders = networks.builders(checkpoint, tokens=tokens)
+        if fast is not None:
+            builders[FAST_DECODER] = fast.network
         stages.expect(networks=len(builders))
         for name, build in builders.items():
             components[name] = _export_network(name, build, folder, stages)
             gc.collect()
+        if deep_cache is not None:
+            whole, outer = _split(folder, components["unet"], branch=deep_cache)
+            components |= {"unet": whole, SHALLOW_UNET: outer}
         stages.next("preview")
         latents = _latents(checkpoint, folder / components["vae_encoder"].model.file)
         stages.next("bundle")
@@ -127,10 +147,11 @@ def export_checkpoint(
             latents=latents,
             scheduler=config,
             defaults=values,
-            provenance=_provenance(checkpoint),
+            provenance=_provenance(checkpoint, fast),
             licence=licences.read_licence(checkpoint.folder, licence),
             documents=licences.copy_documents(texts, folder),
             safety=networks.safety(checkpoint),
+            fast_latents=None if fast is None else fast.latents,
         )
         _write(bundle, output)
     bundle = Bundle.open(output)
@@ -228,6 +249,12 @@ def _export_network(
     )
 
 
+def _split(folder: Path, unet: Component, *, branch: int) -> tuple[Component, Component]:
+    from export import deep_cache
+
+    return deep_cache.split(folder, unet, branch=branch)
+
+
 def _latents(checkpoint: Checkpoint, vae_encoder: Path) -> Latents:
     import onnxruntime
 
@@ -245,10 +272,11 @@ def _latents(checkpoint: Checkpoint, vae_encoder: Path) -> Latents:
     return Latents(channels=channels, scaling_factor=scaling, rgb_factors=factors)
 
 
-def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
+def _provenance(checkpoint: Checkpoint, fast: FastVae | None) -> dict[str, Any]:
     from export.onnx_configs import OPSET
 
-    return {
+    more = {} if fast is None else {"fast_vae_weights_sha256": fast.digest()}
+    return more | {
         "source": checkpoint.source,
         "revision": checkpoint.revision,
         "pipeline": checkpoint.pipeline,

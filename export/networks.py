@@ -160,11 +160,15 @@ def vae_encoder(checkpoint: Checkpoint) -> Network:
 
 def vae_decoder(checkpoint: Checkpoint) -> Network:
     """The decoding half of the autoencoder."""
-    model = _vae(checkpoint)
+    return decoder("vae_decoder", _vae(checkpoint), scaling_factor=checkpoint.scaling_factor)
+
+
+def decoder(name: str, model: Any, *, scaling_factor: float) -> Network:
+    """The decoding half of a loaded autoencoder, as a component of that name."""
     random = np.random.default_rng(3)
-    channels, factor = model.config.latent_channels, np.float32(checkpoint.scaling_factor)
+    channels, factor = model.config.latent_channels, np.float32(scaling_factor)
     return Network(
-        name="vae_decoder",
+        name=name,
         module=VaeDecoder(model),
         config=VaeDecoderOnnxConfig(model.config),
         reference=lambda latents: model.decode(latents).sample,
@@ -241,16 +245,23 @@ def _vae(checkpoint: Checkpoint) -> Any:
 
 
 def _load(checkpoint: Checkpoint, name: str, kind: Any, **settings: Any) -> Any:
+    """A network of a checkpoint; see ``load``."""
+    return load(checkpoint.folder / name, kind, variant=checkpoint.variant[name], **settings)
+
+
+def load(folder: Path, kind: Any, *, variant: str | None, **settings: Any) -> Any:
     """A network in fp32, from the safetensors files of the folder and nothing else.
 
     Both libraries give weights that they do not find random values, and say so in a log line.
+
+    Raises:
+        ExportError: When it cannot be loaded, or weights are missing or of another shape.
     """
-    folder = checkpoint.folder / name
     try:
         with quiet("diffusers", "transformers"):
             model, found = kind.from_pretrained(
                 folder,
-                variant=checkpoint.variant[name],
+                variant=variant,
                 use_safetensors=True,
                 local_files_only=True,
                 torch_dtype=torch.float32,

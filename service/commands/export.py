@@ -41,6 +41,21 @@ def add(commands: Commands) -> None:
         action="store_true",
         help="leave out the checkpoint's own safety checker, if it has one",
     )
+    parser.add_argument(
+        "--fast-vae",
+        type=Path,
+        metavar="DIR",
+        help="folder of an AutoencoderTiny (TAESD): a second, faster decoder",
+    )
+    parser.add_argument(
+        "--deep-cache",
+        type=int,
+        nargs="?",
+        const=0,
+        metavar="BRANCH",
+        help="split the UNet, so that requests may run its outer layers alone at some steps; "
+        "BRANCH: skip connection to cut at, counted from the outermost (0 where left out)",
+    )
     add_json(parser)
     parser.set_defaults(run=_run)
 
@@ -54,6 +69,8 @@ def _run(arguments: argparse.Namespace) -> int:
         revision=arguments.revision,
         overwrite=arguments.overwrite,
         safety_checker=not arguments.no_safety_checker,
+        fast_vae=arguments.fast_vae,
+        deep_cache=arguments.deep_cache,
         as_json=arguments.json,
     )
     return 0
@@ -68,6 +85,8 @@ def export(
     revision: str | None,
     overwrite: bool,
     safety_checker: bool,
+    fast_vae: Path | None,
+    deep_cache: int | None,
     as_json: bool,
 ) -> None:
     """Export a checkpoint and say what the bundle holds.
@@ -86,6 +105,8 @@ def export(
                 overwrite=overwrite,
                 revision=revision,
                 safety_checker=safety_checker,
+                fast_vae=fast_vae,
+                deep_cache=deep_cache,
             )
     except ImportError as exc:
         module = (exc.name or "").partition(".")[0]
@@ -109,6 +130,8 @@ def _export(
     overwrite: bool,
     revision: str | None,
     safety_checker: bool,
+    fast_vae: Path | None,
+    deep_cache: int | None,
 ) -> Bundle:
     from export import ExportError, export_checkpoint
 
@@ -122,6 +145,8 @@ def _export(
             overwrite=overwrite,
             revision=revision,
             safety_checker=safety_checker,
+            fast_vae=fast_vae,
+            deep_cache=deep_cache,
         )
     except ExportError as exc:
         raise CommandError(str(exc)) from exc

@@ -59,6 +59,8 @@ def test_export(exporter: dict[str, Any], capsys: pytest.CaptureFixture[str]) ->
         "overwrite": False,
         "revision": None,
         "safety_checker": True,
+        "fast_vae": None,
+        "deep_cache": None,
     }
     out = capsys.readouterr().out
     assert out.splitlines() == [
