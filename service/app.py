@@ -229,7 +229,7 @@ class _Life:
                 reader=reader,
                 decoder=decoder,
                 metrics=self.metrics,
-                defaults=engine.bundle.defaults,
+                bundle=engine.bundle,
                 safety_checker=safety_checker_of(engine),
             )
             self._streams = Streams(

@@ -12,9 +12,9 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from engine.bundle import Bundle
 from engine.errors import InputError
 from engine.image import sniff
-from engine.manifest import Defaults
 from service.auth import Keys
 from service.bodies import BodyReader
 from service.decoding import PictureDecoder
@@ -27,6 +27,7 @@ from service.metrics import Metrics
 from service.painter import output_names, refuse_unchecked
 from service.responses import ALLOW_EVERY_ORIGIN, processing
 from service.runner import late
+from service.savings import refuse_unknown
 from service.schema import KINDS, PARSED_AT_ONCE, Body, is_absent, parse_json
 from service.settings import Settings
 from service.storage import FOLDER, Storage, file_name, new_prefix
@@ -60,7 +61,8 @@ class Endpoints:
         reader: Gets at what clients upload.
         decoder: Makes sure that it is a picture.
         metrics: Told how long clients wait.
-        defaults: What the engine takes where a request does not say.
+        bundle: What the engine works with: its networks, and what it takes where a request does
+            not say.
         safety_checker: The name of the engine's safety checker, if it has one.
     """
 
@@ -75,7 +77,7 @@ class Endpoints:
         reader: PictureReader,
         decoder: PictureDecoder,
         metrics: Metrics,
-        defaults: Defaults,
+        bundle: Bundle,
         safety_checker: str | None = None,
     ) -> None:
         self._settings = settings
@@ -86,7 +88,7 @@ class Endpoints:
         self._reader = reader
         self._decoder = decoder
         self._metrics = metrics
-        self._defaults = defaults
+        self._bundle = bundle
         self._bodies = BodyReader(settings.body_limit)
         self._safety_checker = safety_checker
         self._parsing = asyncio.Semaphore(2)
@@ -98,6 +100,7 @@ class Endpoints:
         self._dispatcher.refuse_if_full(key)
         body = KINDS[kind].parse(values)
         refuse_unchecked(body, self._safety_checker)
+        refuse_unknown(body, self._bundle)
         if body.instant_response:
             await self._refuse_unreadable(body)
         root = self._root(request)
@@ -265,7 +268,7 @@ class Endpoints:
         links = [f"{root}/{FOLDER}/{name}" for name in names]
         return processing(
             body,
-            self._defaults,
+            self._bundle.defaults,
             identity=job.id,
             prefix=job.file_prefix,
             eta=await self._dispatcher.eta(job.id),

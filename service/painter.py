@@ -40,6 +40,7 @@ from service.jobs import Job
 from service.metrics import Metrics
 from service.responses import success
 from service.safety import blacken, install
+from service.savings import savings_of
 from service.schema import Body
 from service.storage import CONTENT_TYPES, FOLDER, Storage, file_name
 
@@ -320,6 +321,7 @@ def request_of(body: Body, pictures: Mapping[str, Pixels]) -> InpaintRequest:
         scheduler=body.scheduler,
         region=body.where,
         safety_checker=body.safety_checker,
+        **savings_of(body),
     )
 
 

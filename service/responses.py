@@ -12,6 +12,7 @@ from engine import InpaintResult, Plan
 from engine.manifest import Defaults
 from service.errors import ApiError
 from service.inputs import summary
+from service.savings import savings_told
 from service.schema import Body
 
 TIP: Final = "Your image is processing in background, you can get this image using fetch API"
@@ -116,6 +117,7 @@ def meta(body: Body, *, prefix: str) -> dict[str, Any]:
         "track_id": body.track_id,
         "webhook": body.webhook,
         "width": body.width,
+        **savings_told(body),
     } | {field: summary(value) for field, value in body.pictures.items()}
 
 

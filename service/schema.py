@@ -23,7 +23,8 @@ from pydantic import (
     model_validator,
 )
 
-from engine.request import MAX_PROMPT_CHARACTERS, Region
+from engine.plan import Vae
+from engine.request import MAX_DEEP_CACHE_INTERVAL, MAX_PROMPT_CHARACTERS, Region
 from engine.schedulers import DIFFUSERS_CLASSES, SCHEDULERS
 from service.errors import ApiError, FetchError, words
 from service.urls import Target
@@ -182,6 +183,9 @@ class Body(BaseModel):
     output_format: Annotated[
         Literal["png", "jpg"], BeforeValidator(Word("png", "jpg", spellings={"jpeg": "jpg"}))
     ] = "png"
+    vae: Annotated[Vae, BeforeValidator(Word("full", "fast"))] = "full"
+    guidance_share: Annotated[float, BeforeValidator(Range(0, 1, integral=False))] = 1.0
+    deep_cache_interval: Annotated[int, BeforeValidator(Range(1, MAX_DEEP_CACHE_INTERVAL))] = 1
     deadline_ms: Annotated[int | None, BeforeValidator(Range(1, 600_000))] = None
 
     @model_validator(mode="before")

@@ -58,6 +58,23 @@ def add(commands: Commands) -> None:
         help="work on the whole picture, or on the box round the mask",
     )
     parser.add_argument(
+        "--vae", choices=("full", "fast"), default="full", help="the bundle's decoder to use"
+    )
+    parser.add_argument(
+        "--guidance-share",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="share of the steps, from the first, made with guidance; the rest cost half",
+    )
+    parser.add_argument(
+        "--deep-cache-interval",
+        type=int,
+        default=1,
+        metavar="N",
+        help="run the whole UNet at every N-th step only; the bundle must be made for it",
+    )
+    parser.add_argument(
         "--safety-checker",
         action="store_true",
         help="check the pictures; one that is not safe for work becomes black",
@@ -101,6 +118,9 @@ def _run(arguments: argparse.Namespace) -> int:
         bundle=arguments.bundle,
         device=arguments.device or "auto",
         safety_checker=arguments.safety_checker,
+        vae=arguments.vae,
+        guidance_share=arguments.guidance_share,
+        deep_cache_interval=arguments.deep_cache_interval,
         as_json=arguments.json,
     )
     return 0
@@ -125,6 +145,9 @@ def inpaint(
     bundle: Path | None,
     device: str,
     safety_checker: bool,
+    vae: Literal["full", "fast"],
+    guidance_share: float,
+    deep_cache_interval: int,
     as_json: bool,
 ) -> None:
     """Fill the hole, write the pictures, and say where they went.
@@ -153,6 +176,9 @@ def inpaint(
             scheduler=scheduler,
             region=region,
             safety_checker=safety_checker,
+            vae=vae,
+            guidance_share=guidance_share,
+            deep_cache_interval=deep_cache_interval,
         )
         result, ran_on = _fill(request, bundle=bundle, device=device)
     except InputError as exc:

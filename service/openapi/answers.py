@@ -46,7 +46,7 @@ _META: Final[dict[str, Schema]] = {
     "width": _INTEGER,
 }
 """What meta always holds; init_image, mask_image, timings and plan come on top where there are
-any."""
+any, vae, guidance_share and deep_cache_interval where they are not as usual."""
 
 _PLAN: Final = {
     "type": "object",
@@ -105,6 +105,9 @@ def answer_schemas() -> dict[str, Schema]:
                 "mask_image": _TEXT,
                 "timings": {"type": "object", "additionalProperties": _NUMBER},
                 "plan": _described(_PLAN, "plan"),
+                "vae": _TEXT,
+                "guidance_share": _NUMBER,
+                "deep_cache_interval": _INTEGER,
             },
             "additionalProperties": True,
         },

@@ -41,6 +41,13 @@ FIELDS: Final = {
     "scheduler": f"The sampler: {', '.join(SCHEDULERS)}, or the name of diffusers' class; "
     "the model's own where left out.",
     "output_format": "The format of the result: png or jpg.",
+    "vae": "Which decoder makes the picture: the full one, or the fast one where the model has it, "
+    "which takes less time and blurs fine detail a little. 400 where the model has none.",
+    "guidance_share": "The share of the steps, from the first, that are made with guidance; those "
+    "after it cost half and follow the prompt alone.",
+    "deep_cache_interval": "The whole network runs at every so many steps, its outer layers alone "
+    "at those between, which take a fraction of the time; 1 runs it whole at every step. Above 1, "
+    "400 where the model has no such layers.",
     "deadline_ms": "Milliseconds, from when the request is accepted, after which the picture is of "
     "no use: it is given up then. Where it would come too late as asked for, fewer steps are made, "
     "the fast decoder is used where the model has one, or the working size is smaller, in this "

@@ -38,6 +38,9 @@ def test_defaults() -> None:
         "scheduler": None,
         "output_format": "png",
         "region": "auto",
+        "vae": "full",
+        "guidance_share": 1.0,
+        "deep_cache_interval": 1,
         "deadline_ms": None,
     }
     assert 0 <= body.seed < 2**32
@@ -175,6 +178,9 @@ SENTENCES: list[tuple[str, Any, str]] = [
     ("scheduler", "abacus", f"The scheduler is 'abacus'; allowed: {', '.join(SCHEDULERS)}."),
     ("output_format", "gif", "The output format must be one of png, jpg."),
     ("region", "hole", "The region must be one of auto, full, mask."),
+    ("vae", "tiny", "The vae must be one of full, fast."),
+    ("guidance_share", 1.1, "The guidance share must be between 0 and 1."),
+    ("deep_cache_interval", 21, "The deep cache interval must be between 1 and 20."),
     ("region", 5, "The region must be one of auto, full, mask."),
 ]
 

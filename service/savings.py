@@ -1,0 +1,39 @@
+"""What a client may give up for a quicker picture, where the model can."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine import Bundle, InputError
+from engine.savings import Savings, refuse_missing
+from service.errors import refused_value
+from service.schema import Body
+
+
+def savings_of(body: Body) -> dict[str, Any]:
+    """What was asked for, by the names of the engine's request."""
+    return {
+        "vae": body.vae,
+        "guidance_share": body.guidance_share,
+        "deep_cache_interval": body.deep_cache_interval,
+    }
+
+
+def savings_told(body: Body) -> dict[str, Any]:
+    """What an answer's meta says of it: that which is not as usual."""
+    usual = Savings()
+    return {
+        name: value for name, value in savings_of(body).items() if value != getattr(usual, name)
+    }
+
+
+def refuse_unknown(body: Body, bundle: Bundle) -> None:
+    """Say so at once when a request asks for a network that the model does not have.
+
+    Raises:
+        ApiError: 400 with the field, its value and what is allowed.
+    """
+    try:
+        refuse_missing(bundle, vae=body.vae, deep_cache_interval=body.deep_cache_interval)
+    except InputError as exc:
+        raise refused_value(exc) from exc
