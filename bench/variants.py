@@ -42,6 +42,8 @@ VARIANTS: Final = (
     Variant(name="half the steps", request={"num_inference_steps": 4}),
     Variant(name="twice the steps", request={"num_inference_steps": 16}),
     Variant(name="no guidance", request={"guidance_scale": 1.0}),
+    Variant(name="guidance at the first three quarters", request={"guidance_share": 0.75}),
+    Variant(name="guidance at the first half", request={"guidance_share": 0.5}),
     Variant(name="euler", request={"scheduler": "euler"}),
     Variant(name="dpmpp_2m", request={"scheduler": "dpmpp_2m"}),
     Variant(name="unipc", request={"scheduler": "unipc"}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,11 @@ def add(actions: Commands, tell: Callable[[str], None]) -> list[tuple[Any, Measu
         "(default without further bundles: a list of speed-ups)",
     )
     parity.add_argument(
+        "--shared",
+        metavar="FIELD=VALUE[,...]",
+        help="fields of the request that differ from the usual in all ways, the first too",
+    )
+    parity.add_argument(
         "--device",
         metavar="NAME",
         help="where the networks run (default: auto; `edgefill doctor` lists what works here)",
@@ -66,17 +72,16 @@ def add(actions: Commands, tell: Callable[[str], None]) -> list[tuple[Any, Measu
 
 def _parity(arguments: argparse.Namespace, tell: Callable[[str], None]) -> dict[str, Any]:
     from bench import parity
-    from bench.variants import AS_ASKED, VARIANTS, Variant, VariantError, parse
+    from bench.variants import AS_ASKED, VARIANTS, Variant
     from engine import EngineError
 
     first, *further = arguments.bundle or [None]
-    try:
-        named = [parse(text) for text in arguments.variant]
-    except VariantError as exc:
-        raise CommandError(f"--variant: {exc}", code=USAGE) from exc
+    named = [_variant("--variant", text) for text in arguments.variant]
+    shared = _variant("--shared", arguments.shared).request if arguments.shared else {}
     variants = [AS_ASKED, *(Variant(name=str(path), bundle=path) for path in further), *named]
     if len(variants) == 1:
         variants += VARIANTS
+    variants = [dataclasses.replace(v, request={**shared, **v.request}) for v in variants]
     names = [variant.name for variant in variants]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -91,6 +96,15 @@ def _parity(arguments: argparse.Namespace, tell: Callable[[str], None]) -> dict[
         )
     except EngineError as exc:
         raise CommandError(str(exc)) from exc
+
+
+def _variant(option: str, text: str) -> Any:
+    from bench.variants import VariantError, parse
+
+    try:
+        return parse(text)
+    except VariantError as exc:
+        raise CommandError(f"{option}: {exc}", code=USAGE) from exc
 
 
 def _batching(arguments: argparse.Namespace, tell: Callable[[str], None]) -> dict[str, Any]:

@@ -38,6 +38,16 @@ def test_bundles_and_variants(bundle_path: Path, tmp_path: Path) -> None:
         assert rows[name]["times_faster"] > 0
 
 
+def test_fields_that_all_ways_share(bundle_path: Path, tmp_path: Path) -> None:
+    file = tmp_path / "parity.json"
+    command = ["bench", "parity", "--bundle", str(bundle_path), "--repetitions", "1"]
+    command += ["--shared", "num_inference_steps=3,guidance_scale=1", "--json", str(file)]
+    assert main([*command, "--variant", "guidance_scale=1", "--variant", "guidance_scale=4"]) == 0
+    rows = json.loads(file.read_text())["variants"]
+    assert rows["guidance_scale=1"]["equal"] == 3
+    assert rows["guidance_scale=4"]["psnr_db"] is not None
+
+
 def test_every_variant_of_the_list_fits_the_bundle_that_ships() -> None:
     image, mask = np.zeros((64, 64, 3), np.uint8), np.full((64, 64), 255, np.uint8)
     names = [variants.AS_ASKED.name, *(variant.name for variant in variants.VARIANTS)]
@@ -64,6 +74,7 @@ def test_a_variant_is_read() -> None:
         (["--variant", "seed=1"], "error: --variant: 'seed=1' is not FIELD=VALUE; fields: "),
         (["--variant", "samples"], "error: --variant: 'samples' is not FIELD=VALUE; fields: "),
         (["--variant", "samples=x"], "error: --variant: samples is 'x'; must be a int"),
+        (["--shared", "samples"], "error: --shared: 'samples' is not FIELD=VALUE; fields: "),
         (["--variant", "samples=9"], "error: samples: is 9; must be between 1 and 4"),
         (["--variant", "samples=2"] * 2, "error: samples=2 is given twice"),
     ],
