@@ -235,7 +235,13 @@ def _export_network(
     traced, model = work / f"{name}.onnx", folder / f"{name}.onnx"
     try:
         onnx_configs.convert(network.module, network.config, traced)
-        data = graph.finish(traced, model, takes=network.config.takes, gives=network.config.gives)
+        data = graph.finish(
+            traced,
+            model,
+            takes=network.config.takes,
+            gives=network.config.gives,
+            plane=network.plane,
+        )
     except (RuntimeError, ValueError, TypeError, AttributeError, OSError) as exc:
         raise ExportError(f"{name}: cannot be converted: {in_a_line(exc)}") from exc
     shutil.rmtree(work)

@@ -2,7 +2,8 @@
 
 1. Inputs and outputs carry the bundle's symbolic shapes.
 2. Nodes that only rename a tensor go, and remarks that the tracer left.
-3. The initialisers are stored as ``export.initializers`` says: fp16 where it loses nothing (ONNX
+3. 3x3 convolutions of many channels on large planes are computed by ``export.winograd``.
+4. The initialisers are stored as ``export.initializers`` says: fp16 where it loses nothing (ONNX
    Runtime folds the casts when it opens the session), above 512 MB in ``<name>.onnx.data``.
 """
 
@@ -17,6 +18,7 @@ from onnx import helper
 
 from engine.bundle import TensorSpec
 from export.initializers import rename_inputs, store
+from export.winograd import rewrite
 
 DATA_FILE_BYTES: Final = 512 << 20
 """Above this many bytes of weights the model gets a data file (protobuf ends at 2 GB)."""
@@ -28,6 +30,7 @@ def finish(
     *,
     takes: tuple[TensorSpec, ...],
     gives: tuple[TensorSpec, ...],
+    plane: int = 0,
     data_file_bytes: int = DATA_FILE_BYTES,
 ) -> Path | None:
     """Turn a traced graph into the bundle's model file.
@@ -37,6 +40,7 @@ def finish(
         path: The model file to write, named ``<component>.onnx``.
         takes: The inputs, in order.
         gives: The outputs, in order.
+        plane: Side of the first input at the network's native size; 0 where it is no picture.
         data_file_bytes: Weights above this many bytes go into a data file.
 
     Returns:
@@ -50,6 +54,8 @@ def finish(
     for node in graph.node:
         node.ClearField("doc_string")
     del graph.value_info[:]
+    if plane:
+        rewrite(graph, traced.parent, plane=plane)
     data = path.with_name(f"{path.name}.data")
     written = store(graph, traced.parent, data, data_file_bytes=data_file_bytes)
     onnx.save(model, path)

@@ -60,7 +60,7 @@ def store(graph: Any, source: Path, data: Path, *, data_file_bytes: int) -> Path
     with ExitStack() as stack:
         stream = stack.enter_context(data.open("wb")) if aside else None
         for plan in plans:
-            values = _read(plan.tensor, source)
+            values = read(plan.tensor, source)
             if plan.half:
                 values = values.astype(np.float16)
             tensor = TensorProto(
@@ -107,7 +107,7 @@ def _bring_back_constants(graph: Any, source: Path) -> None:
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.HasField("t") and uses_external_data(attribute.t):
-                values = np.array(_read(attribute.t, source))
+                values = np.array(read(attribute.t, source))
                 attribute.t.CopyFrom(numpy_helper.from_array(values, attribute.t.name))
 
 
@@ -117,7 +117,7 @@ def _plan(graph: Any, source: Path) -> tuple[list[_Plan], int]:
     aliases: dict[str, str] = {}
     plans, total = [], 0
     for tensor in sorted(graph.initializer, key=lambda tensor: str(tensor.name)):
-        values = _read(tensor, source)
+        values = read(tensor, source)
         digest = hashlib.sha256(np.ascontiguousarray(values).data).digest()
         key = (tensor.data_type, values.shape, digest)
         if key in first:
@@ -138,7 +138,7 @@ def _is_exact_in_half(values: npt.NDArray[Any]) -> bool:
         return np.array_equal(values.astype(np.float16).astype(np.float32), values)
 
 
-def _read(tensor: Any, source: Path) -> npt.NDArray[Any]:
+def read(tensor: Any, source: Path) -> npt.NDArray[Any]:
     """The values of an initialiser, mapped where they lie in a data file."""
     if not uses_external_data(tensor):
         return numpy_helper.to_array(tensor)

@@ -46,6 +46,7 @@ class Network:
         config: How it is traced; holds the tensors' names and shapes.
         reference: The original, called with the inputs as keywords.
         cases: Inputs that the parity gate compares on.
+        plane: Side of the first input at the native size; 0 where that is no picture.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Network:
     config: ComponentOnnxConfig
     reference: Callable[..., Tensor]
     cases: tuple[Inputs, ...]
+    plane: int = 0
 
 
 def builders(checkpoint: Checkpoint, *, tokens: int) -> dict[str, Callable[[], Network]]:
@@ -133,6 +135,7 @@ def unet(checkpoint: Checkpoint) -> Network:
         config=UnetOnnxConfig(model.config),
         reference=lambda **inputs: model(**inputs).sample,
         cases=tuple(case(*plane) for plane in (*_PLANES, (1, native, native))),
+        plane=native_size(checkpoint) // 8,
     )
 
 
@@ -155,6 +158,7 @@ def vae_encoder(checkpoint: Checkpoint) -> Network:
             {"image": np.tanh(_normal(random, batch, 3, 8 * height, 8 * width))}
             for batch, height, width in _PLANES
         ),
+        plane=native_size(checkpoint),
     )
 
 
@@ -176,6 +180,7 @@ def decoder(name: str, model: Any, *, scaling_factor: float) -> Network:
             {"latents": _normal(random, batch, channels, height, width) / factor}
             for batch, height, width in _PLANES
         ),
+        plane=native_size(checkpoint) // 8,
     )
 
 

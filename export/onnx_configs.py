@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from engine.bundle import TensorSpec
 from export.quiet import quiet
-from export.wrappers import per_row_timestep, plain_attention
+from export.wrappers import fused_attention, per_row_timestep
 
 OPSET: Final = 17
 """LayerNormalization is one operator from 17 on. Below 21 the tracer writes GroupNorm in the
@@ -40,7 +40,7 @@ class _Patcher(ModelPatcher):
     def __enter__(self) -> None:
         super().__enter__()
         self._stack = ExitStack()
-        self._stack.enter_context(plain_attention(self._model))
+        self._stack.enter_context(fused_attention(self._model))
         if hasattr(self._model, "unet"):
             self._stack.enter_context(per_row_timestep(self._model.unet))
 

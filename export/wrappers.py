@@ -103,13 +103,29 @@ class SafetyChecker(nn.Module):
         return functional.normalize(embeds) @ self.known
 
 
-class PlainAttention:
-    """Softmax attention in seven operations, the same sums as ``AttnProcessor2_0``.
+class _Attend(torch.autograd.Function):
+    """softmax(Q K' / sqrt(d)) V of (B, S, heads d) and twice (B, L, heads d), one operator.
 
-    Every reshape takes its batch axis from the very tensor that it reshapes: ONNX Runtime then
-    replaces the shape arithmetic by a constant. The tracer's own rendering of
-    ``scaled_dot_product_attention`` computes the scale from shapes at run time.
+    ONNX Runtime computes it in blocks that fit the caches, and never holds the scores of all
+    tokens with all.
     """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+        split = (
+            tensor.unflatten(-1, (heads, -1)).transpose(1, 2) for tensor in (query, key, value)
+        )
+        return functional.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+
+    @staticmethod
+    def symbolic(g: Any, query: Any, key: Any, value: Any, heads: int) -> Any:
+        fused = g.op("com.microsoft::MultiHeadAttention", query, key, value, num_heads_i=heads)
+        fused.setType(query.type())
+        return fused
+
+
+class FusedAttention:
+    """Softmax attention, the same sums as ``AttnProcessor2_0``, traced into one operator."""
 
     def __call__(
         self,
@@ -129,15 +145,8 @@ class PlainAttention:
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         if attn.norm_cross and encoder_hidden_states is not None:
             context = attn.norm_encoder_hidden_states(context)
-        # From the weights, since the tracer follows the sizes of tensors.
-        heads, width = attn.heads, attn.to_v.out_features
-        query, key, value = (
-            projected.view(projected.shape[0], -1, heads, width // heads).transpose(1, 2)
-            for projected in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
-        )
-        scores = (query * (width // heads) ** -0.5) @ key.transpose(-1, -2)
-        merged = (scores.softmax(-1) @ value).transpose(1, 2)
-        hidden_states = attn.to_out[0](merged.reshape(merged.shape[0], -1, width))
+        query, key, value = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        hidden_states = attn.to_out[0](_Attend.apply(query, key, value, attn.heads))
         if plane:
             hidden_states = hidden_states.transpose(1, 2).reshape(residual.shape)
         if attn.residual_connection:
@@ -148,8 +157,8 @@ class PlainAttention:
 
 
 @contextmanager
-def plain_attention(model: nn.Module) -> Iterator[None]:
-    """Let the usual attention layers of a diffusers model run ``PlainAttention`` meanwhile."""
+def fused_attention(model: nn.Module) -> Iterator[None]:
+    """Let the usual attention layers of a diffusers model run ``FusedAttention`` meanwhile."""
     changed = [
         (layer, layer.processor)
         for layer in model.modules()
@@ -161,7 +170,7 @@ def plain_attention(model: nn.Module) -> Iterator[None]:
     ]
     try:
         for layer, _ in changed:
-            layer.processor = PlainAttention()
+            layer.processor = FusedAttention()
         yield
     finally:
         for layer, processor in changed:
