@@ -140,6 +140,19 @@ def test_the_runtime_folds_casts_and_shapes_away(
     assert kinds.isdisjoint({"Dropout", "Identity", "Where", "Expand", "If", "Loop"})
 
 
+@pytest.mark.parametrize(
+    ("variant", "component", "layers"),
+    [("inpaint_kl", "unet", 8), ("inpaint_tiny", "unet", 8), ("inpaint_kl", "vae_decoder", 1)],
+)
+def test_attention_is_one_operator(
+    variant: str, component: str, layers: int, exported: Callable[[str], Bundle]
+) -> None:
+    nodes = onnx.load(exported(variant).path / f"{component}.onnx").graph.node
+    kinds = [(node.domain, node.op_type) for node in nodes]
+    assert kinds.count(("com.microsoft", "MultiHeadAttention")) == layers
+    assert ("", "Softmax") not in kinds
+
+
 def test_parity_gate_fails_on_a_changed_weight(
     checkpoint: Callable[[str], Path], exported: Callable[[str], Bundle], tmp_path: Path
 ) -> None:
