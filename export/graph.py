@@ -1,4 +1,4 @@
-"""What is done to a traced graph before it goes into the bundle; nothing changes a result.
+"""What is done to a traced graph before it goes into the bundle; results change by rounding only.
 
 1. Inputs and outputs carry the bundle's symbolic shapes.
 2. Nodes that only rename a tensor go, and remarks that the tracer left.

@@ -164,10 +164,15 @@ def vae_encoder(checkpoint: Checkpoint) -> Network:
 
 def vae_decoder(checkpoint: Checkpoint) -> Network:
     """The decoding half of the autoencoder."""
-    return decoder("vae_decoder", _vae(checkpoint), scaling_factor=checkpoint.scaling_factor)
+    return decoder(
+        "vae_decoder",
+        _vae(checkpoint),
+        scaling_factor=checkpoint.scaling_factor,
+        plane=native_size(checkpoint) // 8,
+    )
 
 
-def decoder(name: str, model: Any, *, scaling_factor: float) -> Network:
+def decoder(name: str, model: Any, *, scaling_factor: float, plane: int = 0) -> Network:
     """The decoding half of a loaded autoencoder, as a component of that name."""
     random = np.random.default_rng(3)
     channels, factor = model.config.latent_channels, np.float32(scaling_factor)
@@ -180,7 +185,7 @@ def decoder(name: str, model: Any, *, scaling_factor: float) -> Network:
             {"latents": _normal(random, batch, channels, height, width) / factor}
             for batch, height, width in _PLANES
         ),
-        plane=native_size(checkpoint) // 8,
+        plane=plane,
     )
 
 

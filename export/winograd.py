@@ -7,7 +7,8 @@ The result is that of the convolution but for rounding, some 1e-5 of its size.
 
 It pays where the channels are many, since the transforms do work for each channel, and where the
 plane is large, since the filters become four times as large and each is used once a patch. The
-filters are stored as they were: the runtime works out their points when it opens the session.
+filters are stored as they were: the runtime works out their points when it opens the session, and
+holds those in their place (1 GB more for the UNet of Stable Diffusion 1.5).
 """
 
 from __future__ import annotations

@@ -127,6 +127,19 @@ def test_few_channels_and_small_planes_stay(tmp_path: Path) -> None:
     assert kinds(tmp_path / "b.onnx") == kinds(tmp_path / "a.onnx")
 
 
+def test_operations_are_counted_as_those_of_plain_convolutions_too(tmp_path: Path) -> None:
+    from bench import flops
+
+    nodes = [{}, {"resize": True}]
+    write_graph(tmp_path / "a.onnx", nodes)
+    rewritten(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    plain, found = (
+        flops.count(tmp_path / name, {"x": (2, 6, 8, 12)}) for name in ("a.onnx", "b.onnx")
+    )
+    assert found.plain == plain.plain == plain.total
+    assert found.by_operator["MatMul"] == plain.total / 4
+
+
 def test_filters_are_stored_small_and_worked_out_once(tmp_path: Path) -> None:
     from export import graph, winograd
 
