@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -169,18 +170,23 @@ class EditingSession:
     def events(self) -> Iterator[EditEvent]:
         """The events from now on, until the session is closed.
 
-        A preview that was not read before the next event came is left out.
+        A preview that was not read before the next event came is left out. An iterator that is
+        dropped keeps nothing any more.
         """
         kept: deque[EditEvent] = deque()
+        reference = weakref.ref(kept, lambda _: self._listeners.remove(keep))
 
         def keep(event: EditEvent) -> None:
+            kept = reference()
+            if kept is None:
+                return
             with self._lock:
                 if kept and kept[-1].kind == "preview":
                     kept.pop()
                 kept.append(event)
                 self._lock.notify_all()
 
-        def read() -> Iterator[EditEvent]:
+        def read(kept: deque[EditEvent]) -> Iterator[EditEvent]:
             while True:
                 with self._lock:
                     self._lock.wait_for(lambda: kept or self._over)
@@ -191,7 +197,7 @@ class EditingSession:
 
         with self._lock:
             self._listeners.append(keep)
-        return read()
+        return read(kept)
 
     def close(self) -> None:
         """Cancel what is under way; there are no changes afterwards."""

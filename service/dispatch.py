@@ -84,7 +84,7 @@ class Dispatcher:
         self._wake = asyncio.Event()
         self.places: Final = Places(
             free=lambda: self._free_slots,
-            jobs_wait=lambda: self._waiting,
+            jobs_wait=lambda: self._waiting and self._held is None,
             changed=self._wake.set,
         )
         self._draining = False

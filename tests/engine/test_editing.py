@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
 from typing import Any
 
@@ -107,6 +108,28 @@ def test_events_can_be_read_meanwhile(engine: Engine, picture: Picture, hole: Pi
         assert (first.edit, first.kind, first.steps) == (1, "preview", 200)
         assert first.preview is not None
         assert first.preview().dtype == np.uint8
+
+
+def test_events_that_nobody_reads_any_more_are_not_kept(
+    manual: Engine, picture: Picture, hole: Picture
+) -> None:
+    def kept() -> int:
+        gc.collect()
+        return sum(isinstance(thing, EditEvent) for thing in gc.get_objects()) - others
+
+    others = 0
+    others = kept()
+    with manual.edit(picture) as session:
+        read, dropped = session.events(), session.events()
+        del dropped
+        session.change(mask=hole, prompt="a cat", seed=1, num_inference_steps=2)
+        drive(manual)
+        assert kept() == 1
+        assert next(read).kind == "result"
+        del read
+        session.change(seed=2)
+        drive(manual)
+        assert kept() == 0
 
 
 def test_an_engine_that_is_faster_than_who_asks(picture: Picture, hole: Picture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -15,6 +16,7 @@ import pytest
 from engine import DeviceLost, InpaintRequest
 from engine.ticket import Ticket
 from service.app import create_app
+from service.dispatch import Dispatcher
 from service.jobs import JobStore, Limits, NewJob, State, StoreError, default_url
 from service.jobs.store import OVERDUE
 from service.runner import LATE, LEFT
@@ -183,4 +185,33 @@ def test_no_key_has_every_place_while_another_waits(tmp_path: Path) -> None:
     assert "".join(order) == "AABC"
     order += [job.file_prefix for job in store.claim(9, share=2)]
     assert "".join(order) == "AABCAAAA"  # nobody else waits
+    store.close()
+
+
+def test_edits_do_not_wait_for_jobs_that_the_storage_keeps_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.dispatch.RETRY_SECONDS", 3600)
+    store = JobStore.open(default_url(tmp_path))
+    asked = asyncio.Event()
+
+    async def trouble() -> str:
+        asked.set()
+        return "disk full"
+
+    async def edits() -> int:
+        painter: Any = None  # nothing is painted
+        limits = Limits(per_key=5, total=5)
+        queue = Dispatcher(store, painter, slots=1, limits=limits, trouble=trouble)
+        await queue.start()
+        await asyncio.wait_for(asked.wait(), 10)
+        made = 0
+        for _ in range(3):
+            queue._waiting = True  # another job came
+            async with asyncio.timeout(10), queue.places.place():
+                made += 1
+        await queue.drain(0)
+        return made
+
+    assert asyncio.run(edits()) == 3
     store.close()
