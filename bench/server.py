@@ -34,10 +34,12 @@ class Server:
         port: Where it listens on 127.0.0.1.
         pid: Its process; the engine's process is its child.
         data_dir: Its data folder.
+        begun: When it was started, by ``time.monotonic``.
     """
 
-    def __init__(self, process: subprocess.Popen[str], data_dir: Path) -> None:
+    def __init__(self, process: subprocess.Popen[str], data_dir: Path, begun: float) -> None:
         self._process = process
+        self.begun = begun
         self._log: deque[str] = deque(maxlen=20)
         self._ready = threading.Event()
         self.data_dir = data_dir
@@ -61,6 +63,15 @@ class Server:
                     return
                 time.sleep(0.05)
         raise ServerError("the server did not start:\n" + "".join(self._log))
+
+    def require_running(self) -> None:
+        """Nothing where it runs.
+
+        Raises:
+            ServerError: When it has ended.
+        """
+        if self._process.poll() is not None:
+            raise ServerError("the server has ended:\n" + "".join(self._log))
 
     def memory(self) -> int:
         """Resident bytes of the server without its children.
@@ -99,7 +110,7 @@ class Server:
 def serving(
     command: Sequence[str] = SERVE, *, settings: Mapping[str, object] | None = None
 ) -> Iterator[Server]:
-    """Run a server meanwhile.
+    """Run a server meanwhile, from when it is ready.
 
     Args:
         command: Arguments for Python.
@@ -108,12 +119,23 @@ def serving(
     Raises:
         ServerError: When it does not start.
     """
+    with started(command, settings=settings) as server:
+        server.wait()
+        yield server
+
+
+@contextlib.contextmanager
+def started(
+    command: Sequence[str] = SERVE, *, settings: Mapping[str, object] | None = None
+) -> Iterator[Server]:
+    """Start a server, and do not wait for it; see ``serving``."""
     with tempfile.TemporaryDirectory(prefix="edgefill-bench-") as folder:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("EDGEFILL_")}
         environment["PYTHONPATH"] = str(_ROOT)
         environment["EDGEFILL_DATA_DIR"] = folder
         for name, value in (settings or {}).items():
             environment[f"EDGEFILL_{name.upper()}"] = str(value)
+        begun = time.monotonic()
         process = subprocess.Popen(
             [sys.executable, *command],
             env=environment,
@@ -123,9 +145,8 @@ def serving(
             text=True,
             errors="replace",
         )
-        server = Server(process, Path(folder))
+        server = Server(process, Path(folder), begun)
         try:
-            server.wait()
             yield server
         finally:
             server.stop()

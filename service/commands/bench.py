@@ -80,12 +80,23 @@ def add(commands: Commands) -> None:
     stream.add_argument(
         "--rate", type=float, default=10.0, metavar="R", help="edits a second (default: 10)"
     )
+    start = actions.add_parser(
+        "start",
+        help="a server from its start to its first picture, and its memory",
+        allow_abbrev=False,
+    )
+    start.add_argument(
+        "--cold",
+        action="store_true",
+        help="empty the system's file cache before every start, which takes root",
+    )
     ways = bench_ways.add(actions, _tell)
     kinds = (
         (latency, _latency, 20),
         (load, _load, 40),
         (deadline, _deadline, 12),
         (stream, _stream, 20),
+        (start, _start, 5),
         *ways,
     )
     for action, run, default in kinds:
@@ -94,7 +105,7 @@ def add(commands: Commands) -> None:
             type=int,
             default=default,
             metavar="N",
-            help=f"how often a picture is made (default: {default})",
+            help=f"how often it is measured (default: {default})",
         )
         action.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
         action.set_defaults(run=_reported(run))
@@ -205,6 +216,17 @@ def _stream(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     except (ServerError, ClientError, OSError, TimeoutError) as exc:
         raise CommandError(str(exc) or "the stream did not end its edits") from exc
+
+
+def _start(arguments: argparse.Namespace) -> dict[str, Any]:
+    from bench import start
+    from bench.client import ClientError
+    from bench.server import ServerError
+
+    try:
+        return start.measure(repetitions=arguments.repetitions, cold=arguments.cold, tell=_tell)
+    except (start.ColdError, ServerError, ClientError, OSError) as exc:
+        raise CommandError(str(exc)) from exc
 
 
 def _tell(text: str) -> None:
