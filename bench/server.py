@@ -131,6 +131,7 @@ def started(
     """Start a server, and do not wait for it; see ``serving``."""
     with tempfile.TemporaryDirectory(prefix="edgefill-bench-") as folder:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("EDGEFILL_")}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # one that is installed is compiled
         environment["PYTHONPATH"] = str(_ROOT)
         environment["EDGEFILL_DATA_DIR"] = folder
         for name, value in (settings or {}).items():

@@ -131,6 +131,10 @@ async def _watch(server: Server, port: int, *, busy: bool) -> _Run:
             return _Run(
                 listening=listening, ready=ready, first_picture=time.monotonic() - server.begun
             )
+    except (ClientError, OSError):
+        await asyncio.sleep(_PAUSE_SECONDS)
+        server.require_running()  # its log says more
+        raise
     finally:
         connection.close()
     await asyncio.sleep(SETTLE_SECONDS)

@@ -22,7 +22,7 @@ class Process:
     """One process.
 
     Attributes:
-        part: ``"server"``, ``"engine"``, ``"decoding"``, or ``"other"`` for a child of another kind.
+        part: ``"server"``, ``"engine"``, ``"decoding"``, or ``"other"`` for another child.
         rss: Resident bytes.
         pss: Resident bytes, each shared page by its share; None where the system does not tell.
     """

@@ -90,6 +90,17 @@ class Bundle:
         Raises:
             BundleError: With one sentence naming the file or entry, the value and what is allowed.
         """
+        bundle = cls.read(path)
+        bundle._verify_contents()
+        return bundle
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Bundle:
+        """The same but for the contents of the files, for who leaves opening it to another.
+
+        Raises:
+            BundleError: See ``open``.
+        """
         directory = Path(path)
         bundle = _parse(directory, _read_manifest(directory))
         bundle._verify_shapes()
@@ -110,6 +121,7 @@ class Bundle:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, self.path / MANIFEST)
         parsed._verify_files()
+        parsed._verify_contents()
 
     def files(self) -> Iterator[FileRecord]:
         """Every file of the bundle but the manifest; a data file that networks share comes once."""
@@ -154,6 +166,10 @@ class Bundle:
             size = file.stat().st_size
             if size != record.size:
                 raise BundleError(f"{file}: has {size} bytes, {MANIFEST} says {record.size}")
+
+    def _verify_contents(self) -> None:
+        for record in sorted(self.files(), key=lambda record: record.file):
+            file = self.path / record.file
             digest = sha256_of(file)
             if digest != record.sha256:
                 raise BundleError(

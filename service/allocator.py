@@ -20,6 +20,14 @@ _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
 
 
+def trim() -> None:
+    """Give free memory back to the system, where this C library can (malloc_trim(3)): opening a
+    network leaves more of it than requests will use again."""
+    give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if give_back is not None:
+        give_back(0)
+
+
 def keep_buffers() -> bool:
     """Have malloc keep what is used again and again, in few arenas (mallopt(3)).
 

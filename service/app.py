@@ -57,7 +57,12 @@ _SENTENCES: Final = {
 Handler = Callable[[Endpoints, Request], Awaitable[Response]]
 
 
-def create_app(settings: Settings, engine: PictureEngine | None = None) -> Starlette:
+def create_app(
+    settings: Settings,
+    engine: PictureEngine | None = None,
+    *,
+    decoder: PictureDecoder | None = None,
+) -> Starlette:
     """The service as an ASGI application.
 
     Args:
@@ -65,8 +70,9 @@ def create_app(settings: Settings, engine: PictureEngine | None = None) -> Starl
         engine: What makes the pictures, closed by whoever opened it; where None, the engine is
             opened when the application starts, on the bundle and device of the settings, and
             closed when it stops.
+        decoder: What decodes pictures; likewise.
     """
-    life = _Life(settings, engine)
+    life = _Life(settings, engine, decoder)
     routes: list[BaseRoute] = [
         Route(f"{root}/{kind}{slash}", life.asks(_painting(kind)), methods=["POST"])
         for root in ROOTS
@@ -122,9 +128,12 @@ def create_app(settings: Settings, engine: PictureEngine | None = None) -> Starl
 class _Life:
     """What is opened when the application starts and closed when it stops."""
 
-    def __init__(self, settings: Settings, engine: PictureEngine | None) -> None:
+    def __init__(
+        self, settings: Settings, engine: PictureEngine | None, decoder: PictureDecoder | None
+    ) -> None:
         self._settings = settings
         self._given = engine
+        self._decoder = decoder
         self._keys = Keys(key.get_secret_value() for key in settings.api_keys)
         self._endpoints: Endpoints | None = None
         self._streams: Streams | None = None
@@ -180,8 +189,11 @@ class _Life:
                 stack.push_async_callback(asyncio.to_thread, opened.close)
                 tell(opened.safety_checker, checker)
                 engine = opened
-            decoder = await asyncio.to_thread(PictureDecoder.open, limits=settings.picture_limits)
-            stack.push_async_callback(asyncio.to_thread, decoder.close)
+            decoder = self._decoder
+            if decoder is None:
+                limits = settings.picture_limits
+                decoder = await asyncio.to_thread(PictureDecoder.open, limits=limits)
+                stack.push_async_callback(asyncio.to_thread, decoder.close)
             fetcher = HttpFetcher(
                 settings.address_policy,
                 max_bytes=settings.picture_limit,

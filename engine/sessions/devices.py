@@ -5,6 +5,7 @@ A list of compiled-in providers proves nothing; a device counts as there when it
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,12 @@ class Finding:
     ok: bool
     detail: str
     hint: str = ""
+
+
+def preload() -> None:
+    """Load the runtime ahead of its use. Where that fails, ``select`` fails again and says why."""
+    with contextlib.suppress(Exception):
+        importlib.import_module("engine.sessions.ort")
 
 
 def select(name: str) -> Device:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib
 import ipaddress
 import logging
 import signal
@@ -18,6 +19,9 @@ from service.console import USAGE, CommandError, reason
 
 if TYPE_CHECKING:
     from service.commands.arguments import Commands
+    from service.decoding import PictureDecoder
+    from service.engine_process import EngineProcess
+    from service.engine_process.program import Program
     from service.settings import Settings
     from service.storage import Storage
 
@@ -55,6 +59,20 @@ def serve(*, host: str, port: int, bundle: Path | None, device: str | None) -> N
     Raises:
         CommandError: When the settings, the address or the model do not allow it.
     """
+    from service.engine_process.program import Program
+
+    try:
+        program = Program(ahead=True)  # it loads its libraries while the settings are read here
+    except OSError as exc:
+        raise CommandError(f"the engine's process cannot be started: {reason(exc)}") from exc
+    with contextlib.closing(program):
+        _prepare(program, host=host, port=port, bundle=bundle, device=device)
+
+
+def _prepare(
+    program: Program, *, host: str, port: int, bundle: Path | None, device: str | None
+) -> None:
+    """Read the settings, see that they and the address can be had, and serve."""
     from service import logs
     from service.allocator import keep_buffers
     from service.errors import SettingsError
@@ -80,7 +98,7 @@ def serve(*, host: str, port: int, bundle: Path | None, device: str | None) -> N
         _require_storage(settings)
         with _sole_server(settings.data_dir):
             _require_jobs(settings)
-            _serve(settings, sock)
+            _serve(settings, sock, program)
 
 
 @contextlib.contextmanager
@@ -174,30 +192,54 @@ def listener(host: str, port: int) -> socket.socket:
     return sock
 
 
-def _serve(settings: Settings, sock: socket.socket) -> None:
-    import uvicorn
+@contextlib.contextmanager
+def _opened(settings: Settings, program: Program) -> Iterator[tuple[EngineProcess, PictureDecoder]]:
+    """The engine and the processes that decode pictures, started side by side.
 
+    Raises:
+        CommandError: When the model cannot be opened.
+    """
     from engine import EngineError
-    from service.app import create_app
+    from service.decoding import PictureDecoder
     from service.engine_process import EngineProcess
     from service.safety import find, tell
-    from service.stream.protocol import options
 
-    checker = find()
-    try:
-        engine = EngineProcess.open(
-            settings.bundle,
-            device=settings.device,
-            safety_checker=checker.path,
-            cache_bytes=settings.cache_bytes,
-        )
-    except EngineError as exc:
-        raise CommandError(
-            str(exc), hint="`edgefill doctor` shows what works on this machine"
-        ) from exc
-    with engine:
+    with contextlib.ExitStack() as stack:
+        decoders = []
+
+        def meanwhile() -> None:
+            decoder = PictureDecoder.open(limits=settings.picture_limits)
+            decoders.append(stack.enter_context(contextlib.closing(decoder)))
+            importlib.import_module("uvicorn")
+            importlib.import_module("service.app")
+
+        checker = find()
+        try:
+            engine = EngineProcess.open(
+                settings.bundle,
+                device=settings.device,
+                safety_checker=checker.path,
+                cache_bytes=settings.cache_bytes,
+                program=program,
+                meanwhile=meanwhile,
+            )
+        except EngineError as exc:
+            raise CommandError(
+                str(exc), hint="`edgefill doctor` shows what works on this machine"
+            ) from exc
+        tell(engine.safety_checker, checker)
+        yield stack.enter_context(engine), decoders[0]
+
+
+def _serve(settings: Settings, sock: socket.socket, program: Program) -> None:
+    with _opened(settings, program) as (engine, decoder):
+        import uvicorn
+
+        from service.app import create_app
+        from service.stream.protocol import options
+
         config = uvicorn.Config(
-            create_app(settings, engine),
+            create_app(settings, engine, decoder=decoder),
             log_config=None,
             access_log=True,
             server_header=False,
@@ -206,7 +248,6 @@ def _serve(settings: Settings, sock: socket.socket) -> None:
             **options(settings),
         )
         server = uvicorn.Server(config)
-        tell(engine.safety_checker, checker)
         host, port = sock.getsockname()[:2]
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         logger.info("serving: http://%s (device: %s)", where, engine.device.name)

@@ -15,6 +15,20 @@ May import ``engine``, numpy, OpenCV, ``service.errors``, and the wire of
 ``service.engine_process``.
 """
 
-from service.decoding.pool import PictureDecoder
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from service.decoding.pool import PictureDecoder
 
 __all__ = ["PictureDecoder"]
+
+
+def __getattr__(name: str) -> object:
+    """Import the parent's side when it is asked for: the processes have no need of it."""
+    if name == "PictureDecoder":
+        from service.decoding.pool import PictureDecoder
+
+        return PictureDecoder
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

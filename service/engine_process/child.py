@@ -27,9 +27,9 @@ import numpy as np
 from engine import EngineError, InpaintRequest, SessionError, Ticket
 from engine.bundle import Bundle
 from engine.cache import CacheStatistics
-from engine.sessions.devices import Device
+from engine.sessions.devices import Device, preload
 from engine.ticket import MakePreview, OnStep
-from service.allocator import keep_buffers
+from service.allocator import keep_buffers, trim
 from service.engine_process.crossing import (
     describe_error,
     unwrap_request,
@@ -59,7 +59,11 @@ class OpenedEngine(Protocol):
 
 
 def main(options: dict[str, Any]) -> NoReturn:
-    """Open the engine, warm it up, and serve until the parent lets go."""
+    """Wait for what to open, open it, warm up, and serve until the parent lets go.
+
+    Args:
+        options: Those of ``service.engine_process.program``.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     _die_with(options["parent"])
@@ -67,18 +71,31 @@ def main(options: dict[str, Any]) -> NoReturn:
     faulthandler.enable()
     keep_buffers()
     link = Link(socket.socket(fileno=options["socket"]))
-    _log_through(link, options["log_level"])
+    if options["ahead"]:
+        importlib.import_module("engine.engine")
+        preload()
+    told = _told(link)
+    _log_through(link, told["log_level"])
     try:
-        engine = _open(options)
+        engine = _open(told)
         _warm_up(engine)
     except Exception as exc:
         link.send({"kind": "failed", "error": describe_error(_as_engine_error(exc))})
         os._exit(1)
+    trim()
     device = {"name": engine.device.name, "detail": engine.device.detail}
     link.send({"kind": "ready", "device": device})
     with contextlib.suppress(ConnectionError):
-        _Server(engine, link, options["beat_seconds"]).serve()
+        _Server(engine, link, told["beat_seconds"]).serve()
     os._exit(0)  # no destructors: nothing here is worth an orderly end, and a device may hang in it
+
+
+def _told(link: Link) -> Message:
+    """The first message, which says what to open; without one this process is not needed."""
+    with contextlib.suppress(ConnectionError):
+        if (received := link.receive()) is not None:
+            return received[0]
+    os._exit(0)
 
 
 class _Server:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -23,6 +24,7 @@ from engine.sessions.devices import Device
 from engine.ticket import OnStep
 from service.engine_process.line import Entry, Line, ProcessTicket
 from service.engine_process.patience import Patience
+from service.engine_process.program import Program
 from service.engine_process.supervisor import OnState, State, Supervisor
 from service.engine_process.worker import Launch
 
@@ -69,6 +71,8 @@ class EngineProcess:
         factory: str = ENGINE,
         safety_checker: str | os.PathLike[str] | None = None,
         cache_bytes: int = CACHE_BYTES,
+        program: Program | None = None,
+        meanwhile: Callable[[], object] | None = None,
     ) -> EngineProcess:
         """Start a child, and wait until it has opened a bundle and made a picture.
 
@@ -84,6 +88,8 @@ class EngineProcess:
             factory: ``module:callable`` that opens the engine in the child.
             safety_checker: See ``Engine.open``.
             cache_bytes: See ``Engine.open``.
+            program: Becomes the first child; it is the caller's to close in the end.
+            meanwhile: Called here while the child opens the bundle; what it raises ends the child.
 
         Raises:
             BundleError: If the bundle is damaged or not understood.
@@ -102,12 +108,14 @@ class EngineProcess:
             cache_bytes=cache_bytes,
         )
         patience = Patience(hang_seconds=hang_seconds, start_seconds=start_seconds)
-        supervisor = Supervisor(launch, Line(window=MAX_RUNNING), patience)
+        supervisor = Supervisor(launch, Line(window=MAX_RUNNING), patience, program)
         if on_state is not None:
             supervisor.on_state(on_state)
         supervisor.start()
         try:
-            bundle = Bundle.open(folder)  # meanwhile the child starts
+            bundle = Bundle.read(folder)  # the child looks into the files
+            if meanwhile is not None:
+                meanwhile()
             supervisor.settled.wait()
             if supervisor.error is not None:
                 raise supervisor.error

@@ -39,6 +39,7 @@ from service.engine_process.crossing import (
 from service.engine_process.door import Door
 from service.engine_process.line import Entry, Line, ProcessTicket
 from service.engine_process.patience import Patience
+from service.engine_process.program import Program
 from service.engine_process.wire import Message, WireError, close_all, unwrap
 from service.engine_process.worker import Launch, Worker
 
@@ -61,7 +62,9 @@ class Supervisor:
         settled: Set once it was open, or has given up.
     """
 
-    def __init__(self, launch: Launch, line: Line, patience: Patience) -> None:
+    def __init__(
+        self, launch: Launch, line: Line, patience: Patience, program: Program | None = None
+    ) -> None:
         self.state: State = "starting"
         self.restarts = 0
         self.device: Device | None = None
@@ -71,6 +74,7 @@ class Supervisor:
         self._launch: Final = launch
         self._line: Final = line
         self._patience: Final = patience
+        self._program = program  # waits to become the first child
         self._on_state: list[OnState] = []
         self._worker: Worker | None = None
         self._due = 0.0  # when the next child is started
@@ -158,7 +162,8 @@ class Supervisor:
     def _spawn(self) -> None:
         self._patience.started(time.monotonic())
         try:
-            self._worker = Worker(self._launch)
+            program, self._program = self._program, None
+            self._worker = Worker(self._launch, program)
         except OSError as exc:
             self._bury(SessionError(f"the engine process cannot be started: {exc}"))
 

@@ -1,36 +1,18 @@
-"""One child process as its parent sees it: started, killed, and how it died.
-
-The child is started as a program of its own and not by ``multiprocessing``: that would start a
-resource tracker beside it, run the caller's main module again in the child, and pass arguments as
-pickles. It gets the parent's import path, its environment without the service's own settings and
-keys, standard error, and one descriptor.
-"""
+"""One child process as its parent sees it: started, killed, and how it died."""
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
-import os
 import signal
-import socket
-import subprocess
-import sys
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import asdict, dataclass
+from typing import Final
 
 from engine.cache import CACHE_BYTES
+from service.engine_process.program import Program
 from service.engine_process.wire import Link
 
 logger = logging.getLogger(__name__)
-
-_BURY_SECONDS: Final = 10.0
-_BOOT: Final = """\
-import json, sys
-options = json.loads(sys.argv[1])
-sys.path[:] = options["import_path"]
-from service.engine_process.child import main
-main(options)
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,34 +41,25 @@ class Launch:
 
 
 class Worker:
-    """A running child. It must be started from a thread that outlives it: the kernel kills it when
-    that thread ends, which is how it cannot be left behind."""
+    """A running child. It must be started from a thread that outlives it: see ``Program``."""
 
-    def __init__(self, launch: Launch) -> None:
-        """Start the child; it says ``ready`` or ``failed`` over the link.
+    def __init__(self, launch: Launch, program: Program | None = None) -> None:
+        """Have the child open an engine; it says ``ready`` or ``failed`` over the link.
+
+        Args:
+            launch: What it opens.
+            program: A child that waits for that; where None, one is started.
 
         Raises:
             OSError: If the system has no room for another process.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            ours.setblocking(False)
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _BOOT, json.dumps(_options(launch, theirs))],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # standard output is for data
-                pass_fds=[theirs.fileno()],
-                env={k: v for k, v in os.environ.items() if not k.upper().startswith("EDGEFILL_")},
-                process_group=0,  # a Ctrl-C in the terminal is for the parent alone
-            )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        self.link: Final = Link(ours)
-        self.pid: Final = self._process.pid
+        self._program: Final = Program() if program is None else program
+        self.link: Final = Link(self._program.socket)
+        self.pid: Final = self._program.pid
         self._end: str | None = None
+        level = logging.getLogger("engine").getEffectiveLevel()
+        with contextlib.suppress(ConnectionError):  # it is dead already, which the link will say
+            self.link.send({"kind": "open", "log_level": level, **asdict(launch)})
 
     def kill(self) -> str:
         """Kill the child unless it is dead, and bury it.
@@ -95,15 +68,12 @@ class Worker:
             How it died, as the end of a sentence.
         """
         if self._end is None:
-            self.link.close()
-            self._process.kill()
             self._end = self._bury()
         return self._end
 
     def _bury(self) -> str:
-        try:
-            status = self._process.wait(_BURY_SECONDS)
-        except subprocess.TimeoutExpired:  # stuck in the kernel, as a broken driver does it
+        status = self._program.close()
+        if status is None:
             logger.error("engine process %d does not die: it hangs in the kernel", self.pid)
             return "does not die"
         if status >= 0:
@@ -112,20 +82,3 @@ class Worker:
             return f"was killed by {signal.Signals(-status).name}"
         except ValueError:
             return f"was killed by signal {-status}"
-
-
-def _options(launch: Launch, sock: socket.socket) -> dict[str, Any]:
-    return {
-        "factory": launch.factory,
-        "path": launch.path,
-        "device": launch.device,
-        "threads": launch.threads,
-        "max_batch_pixels": launch.max_batch_pixels,
-        "beat_seconds": launch.beat_seconds,
-        "safety_checker": launch.safety_checker,
-        "cache_bytes": launch.cache_bytes,
-        "socket": sock.fileno(),
-        "parent": os.getpid(),
-        "log_level": logging.getLogger("engine").getEffectiveLevel(),
-        "import_path": [entry for entry in sys.path if isinstance(entry, str)],
-    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 import cv2
@@ -15,6 +16,7 @@ from engine.bundle import Bundle
 from engine.engine import DEFAULT_BUNDLE
 from engine.sessions.devices import Device
 from engine.ticket import OnStep
+from service.engine_process.program import Program
 
 COLOUR = (200, 30, 60)
 
@@ -45,11 +47,15 @@ class StubEngine:
         device: str = "auto",
         safety_checker: str | os.PathLike[str] | None = None,
         cache_bytes: int = 0,
+        program: Program | None = None,
+        meanwhile: Callable[[], object] | None = None,
     ) -> StubEngine:
         if path is not None:
             Bundle.open(path)
         if device not in ("auto", "cpu"):
             raise EngineError(f"device {device!r} is not supported; allowed: auto, cpu")
+        if meanwhile is not None:
+            meanwhile()
         return cls()
 
     @property

@@ -13,11 +13,15 @@ import pytest
 
 from engine import InputError
 from engine.header import PictureLimits
+from service.app import create_app
 from service.decoding import PictureDecoder
 from service.decoding.confine import DESCRIPTORS
 from service.errors import ApiError
+from service.settings import Settings
 from tests.service.decoding import poison
 from tests.service.decoding.hostile import PNG, SMOOTH, flat, zeros
+from tests.service.live import serving
+from tests.service.stub_engine import StubEngine
 
 UNDECODABLE = "could not be decoded"
 
@@ -174,3 +178,13 @@ def test_a_picture_that_nobody_waits_for_is_not_decoded(poisoned: PictureDecoder
     asyncio.run(leave())
     assert np.array_equal(picture(poisoned, PNG), SMOOTH)
     assert pid(poisoned) == before
+
+
+def test_a_decoder_that_was_given_to_the_application_is_not_closed_by_it(
+    decoder: PictureDecoder, tmp_path: Path
+) -> None:
+    settings = Settings(data_dir=tmp_path, _env_file=None)
+    with serving(create_app(settings, StubEngine(), decoder=decoder)) as client:
+        assert client.get("/readyz").status_code == 200
+    assert all(seat.is_alive() for seat in decoder._seats)
+    assert picture(decoder, PNG).shape == SMOOTH.shape
