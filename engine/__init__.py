@@ -58,9 +58,11 @@ _HOMES: Final = {
 }
 
 
-def __getattr__(name: str) -> object:
-    """Import a public name when it is asked for: a process that only decodes pictures has no use
-    for the rest."""
-    if name in __all__:
-        return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker would take every name for one that is there
+
+    def __getattr__(name: str) -> object:
+        """Import a public name when it is asked for: a process that only decodes pictures has no
+        use for the rest."""
+        if name in __all__:
+            return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,6 +9,7 @@ file may be a link or lie outside, and the declared tensors must fit each other.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -96,7 +97,8 @@ class Bundle:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Bundle:
-        """The same but for the contents of the files, for who leaves opening it to another.
+        """The same but for the contents of the files: for who leaves opening it to another, who
+        compares the ``fingerprint``.
 
         Raises:
             BundleError: See ``open``.
@@ -146,6 +148,13 @@ class Bundle:
         """Channels of the deep feature that the UNet hands to its shallow part; 0 without one."""
         unet = self.components.get("unet")
         return 0 if unet is None or len(unet.outputs) < 2 else _int_axis(unet.outputs, 1, 1)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what the manifest says. Since that has the SHA-256 of every file, verified
+        bundles of one fingerprint are the same."""
+        text = json.dumps({**_plain(self), "path": None}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def _verify_files(self) -> None:
         listed = {record.file: record for record in self.files()}

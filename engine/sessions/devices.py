@@ -5,7 +5,7 @@ A list of compiled-in providers proves nothing; a device counts as there when it
 
 from __future__ import annotations
 
-import contextlib
+import importlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,9 +40,8 @@ class Finding:
 
 
 def preload() -> None:
-    """Load the runtime ahead of its use. Where that fails, ``select`` fails again and says why."""
-    with contextlib.suppress(Exception):
-        importlib.import_module("engine.sessions.ort")
+    """Load the runtime ahead of its use."""
+    importlib.import_module("engine.sessions.ort")
 
 
 def select(name: str) -> Device:

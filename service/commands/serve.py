@@ -10,7 +10,9 @@ import ipaddress
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,14 +61,36 @@ def serve(*, host: str, port: int, bundle: Path | None, device: str | None) -> N
     Raises:
         CommandError: When the settings, the address or the model do not allow it.
     """
+    with _ended_by_sigterm(), contextlib.closing(_program()) as program:
+        _prepare(program, host=host, port=port, bundle=bundle, device=device)
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM, from now on and not from when requests are answered, be a stop as wanted."""
+
+    def end(number: int, frame: object) -> None:
+        sys.exit(0)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _program() -> Program:
+    """The engine's process: it loads its libraries while the settings are read here.
+
+    Raises:
+        CommandError: When the system has no room for it.
+    """
     from service.engine_process.program import Program
 
     try:
-        program = Program(ahead=True)  # it loads its libraries while the settings are read here
+        return Program(ahead=True)
     except OSError as exc:
         raise CommandError(f"the engine's process cannot be started: {reason(exc)}") from exc
-    with contextlib.closing(program):
-        _prepare(program, host=host, port=port, bundle=bundle, device=device)
 
 
 def _prepare(
@@ -194,25 +218,18 @@ def listener(host: str, port: int) -> socket.socket:
 
 @contextlib.contextmanager
 def _opened(settings: Settings, program: Program) -> Iterator[tuple[EngineProcess, PictureDecoder]]:
-    """The engine and the processes that decode pictures, started side by side.
+    """The engine and the processes that decode pictures, started side by side while the
+    application is loaded here.
 
     Raises:
-        CommandError: When the model cannot be opened.
+        CommandError: When the model cannot be opened, or a process not be started.
     """
     from engine import EngineError
     from service.decoding import PictureDecoder
     from service.engine_process import EngineProcess
     from service.safety import find, tell
 
-    with contextlib.ExitStack() as stack:
-        decoders = []
-
-        def meanwhile() -> None:
-            decoder = PictureDecoder.open(limits=settings.picture_limits)
-            decoders.append(stack.enter_context(contextlib.closing(decoder)))
-            importlib.import_module("uvicorn")
-            importlib.import_module("service.app")
-
+    with contextlib.closing(PictureDecoder.start(limits=settings.picture_limits)) as decoder:
         checker = find()
         try:
             engine = EngineProcess.open(
@@ -221,14 +238,19 @@ def _opened(settings: Settings, program: Program) -> Iterator[tuple[EngineProces
                 safety_checker=checker.path,
                 cache_bytes=settings.cache_bytes,
                 program=program,
-                meanwhile=meanwhile,
+                meanwhile=partial(importlib.import_module, "service.app"),
             )
         except EngineError as exc:
             raise CommandError(
                 str(exc), hint="`edgefill doctor` shows what works on this machine"
             ) from exc
-        tell(engine.safety_checker, checker)
-        yield stack.enter_context(engine), decoders[0]
+        with engine:
+            try:
+                decoder.wait()
+            except OSError as exc:
+                raise CommandError(f"pictures cannot be decoded: {reason(exc)}") from exc
+            tell(engine.safety_checker, checker)
+            yield engine, decoder
 
 
 def _serve(settings: Settings, sock: socket.socket, program: Program) -> None:
@@ -251,10 +273,11 @@ def _serve(settings: Settings, sock: socket.socket, program: Program) -> None:
         host, port = sock.getsockname()[:2]
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         logger.info("serving: http://%s (device: %s)", where, engine.device.name)
-        # uvicorn raises the signal that stopped it once more; both mean: stopped as wanted.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        # SystemExit: uvicorn's own code for an application that does not start.
-        with contextlib.suppress(KeyboardInterrupt, SystemExit):
-            server.run(sockets=[sock])
-        if not server.started:
-            raise CommandError("the service did not start; the log above says why")
+        # uvicorn raises the signal that stopped it once more; here both mean: stopped as wanted.
+        try:
+            with contextlib.suppress(KeyboardInterrupt):
+                server.run(sockets=[sock])
+        except SystemExit as exc:
+            if exc.code != 0:  # uvicorn's own code for an application that does not start
+                what = "the service did not start; the log above says why"
+                raise CommandError(what) from exc

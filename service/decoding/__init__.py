@@ -17,6 +17,7 @@ May import ``engine``, numpy, OpenCV, ``service.errors``, and the wire of
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
 __all__ = ["PictureDecoder"]
 
 
-def __getattr__(name: str) -> object:
-    """Import the parent's side when it is asked for: the processes have no need of it."""
-    if name == "PictureDecoder":
-        from service.decoding.pool import PictureDecoder
+if not TYPE_CHECKING:  # a type checker would take every name for one that is there
 
-        return PictureDecoder
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        """Import the parent's side when it is asked for: the processes have no need of it."""
+        if name in __all__:
+            return getattr(import_module("service.decoding.pool"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -64,16 +64,32 @@ class PictureDecoder:
         Raises:
             OSError: If they cannot be started.
         """
-        decoder = cls(limits=limits, seconds=seconds, workers=workers)
-        for seat in decoder._seats:
-            seat.start()
+        decoder = cls.start(limits=limits, seconds=seconds, workers=workers)
         try:
-            for seat in decoder._seats:
-                seat.started.result()
+            decoder.wait()
         except BaseException:
             decoder.close()
             raise
         return decoder
+
+    @classmethod
+    def start(
+        cls, *, limits: PictureLimits, seconds: float = SECONDS, workers: int = WORKERS
+    ) -> PictureDecoder:
+        """Start the processes, for who has something to do meanwhile; see ``open``."""
+        decoder = cls(limits=limits, seconds=seconds, workers=workers)
+        for seat in decoder._seats:
+            seat.start()
+        return decoder
+
+    def wait(self) -> None:
+        """Wait until the processes take pictures.
+
+        Raises:
+            OSError: If they cannot be started.
+        """
+        for seat in self._seats:
+            seat.started.result()
 
     async def picture(self, data: bytes, *, field: str) -> Rgb:
         """Decode as ``engine.image.decode_picture`` does.

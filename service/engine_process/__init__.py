@@ -34,9 +34,11 @@ __all__ = ["EngineProcess", "ProcessTicket", "State"]
 _HOMES: Final = {"EngineProcess": "face", "ProcessTicket": "line", "State": "supervisor"}
 
 
-def __getattr__(name: str) -> object:
-    """Import the parent's side when it is asked for: the child and the decoding processes, which
-    use modules of this package, have no need of it."""
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker would take every name for one that is there
+
+    def __getattr__(name: str) -> object:
+        """Import the parent's side when it is asked for: the child and the decoding processes,
+        which use modules of this package, have no need of it."""
+        if name in _HOMES:
+            return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

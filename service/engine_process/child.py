@@ -24,7 +24,7 @@ from typing import Any, Final, NoReturn, Protocol
 
 import numpy as np
 
-from engine import EngineError, InpaintRequest, SessionError, Ticket
+from engine import BundleError, EngineError, InpaintRequest, SessionError, Ticket
 from engine.bundle import Bundle
 from engine.cache import CacheStatistics
 from engine.sessions.devices import Device, preload
@@ -72,12 +72,14 @@ def main(options: dict[str, Any]) -> NoReturn:
     keep_buffers()
     link = Link(socket.socket(fileno=options["socket"]))
     if options["ahead"]:
-        importlib.import_module("engine.engine")
-        preload()
+        with contextlib.suppress(Exception):  # opening it fails again, and says why
+            importlib.import_module("engine.engine")
+            preload()
     told = _told(link)
     _log_through(link, told["log_level"])
     try:
         engine = _open(told)
+        _require_same(engine.bundle, told["fingerprint"])
         _warm_up(engine)
     except Exception as exc:
         link.send({"kind": "failed", "error": describe_error(_as_engine_error(exc))})
@@ -220,6 +222,18 @@ def _open(options: dict[str, Any]) -> OpenedEngine:
         safety_checker=options["safety_checker"],
         cache_bytes=options["cache_bytes"],
     )
+
+
+def _require_same(bundle: Bundle, fingerprint: str) -> None:
+    """The parent checks requests against the bundle that it has read.
+
+    Raises:
+        BundleError: When another one lies there now.
+    """
+    if bundle.fingerprint != fingerprint:
+        raise BundleError(
+            f"{bundle.path}: was replaced by another bundle, which is used after a new start only"
+        )
 
 
 def _as_engine_error(exc: Exception) -> EngineError:

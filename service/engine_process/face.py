@@ -97,9 +97,11 @@ class EngineProcess:
             DeviceLost: If one child after the other dies while it starts.
         """
         folder = Path(DEFAULT_BUNDLE if path is None else path).absolute()
+        bundle = Bundle.read(folder)  # the child looks into the files
         launch = Launch(
             factory=factory,
             path=str(folder),
+            fingerprint=bundle.fingerprint,
             device=device,
             threads=threads,
             max_batch_pixels=max_batch_pixels,
@@ -113,7 +115,6 @@ class EngineProcess:
             supervisor.on_state(on_state)
         supervisor.start()
         try:
-            bundle = Bundle.read(folder)  # the child looks into the files
             if meanwhile is not None:
                 meanwhile()
             supervisor.settled.wait()

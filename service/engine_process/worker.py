@@ -22,6 +22,7 @@ class Launch:
     Attributes:
         factory: ``module:callable`` that opens an engine; called as ``Engine.open`` is.
         path: The bundle's folder.
+        fingerprint: Of the bundle as the parent read it; the child refuses another.
         device: Its name, or ``"auto"``.
         threads: See ``Engine.open``.
         max_batch_pixels: See ``Engine.open``.
@@ -32,6 +33,7 @@ class Launch:
 
     factory: str
     path: str
+    fingerprint: str
     device: str
     threads: int
     max_batch_pixels: int

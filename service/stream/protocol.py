@@ -18,9 +18,17 @@ class StreamProtocol(WebSocketsSansIOProtocol):
     """uvicorn's protocol on the ``websockets`` package.
 
     It tells the application that the server stops and leaves the closing to it, so that every edit
-    gets its answer; uvicorn itself would close first. And it drops a socket whose client does not
+    gets its answer; uvicorn itself would close first. It drops a socket whose client does not
     read: a transport with something left to write is otherwise kept as long as the client likes.
+    And it knows that who was refused was answered.
     """
+
+    async def send(self, message: Any) -> None:
+        """Send what the application says. A refusal completes the handshake: uvicorn logs an error
+        where nothing did, and anybody can be refused as often as he likes."""
+        await super().send(message)
+        if self.initial_response is not None and self.close_sent:
+            self.handshake_complete = True
 
     def shutdown(self) -> None:
         """The server stops."""

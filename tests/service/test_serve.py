@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from service.cli import main
 from service.commands.serve import is_loopback
 from service.lock import sole_server
+from tests.service.engine_process.helpers import gone, until
 from tests.service.stub_engine import StubEngine
 
 ROOT = Path(__file__).parents[2]
@@ -114,6 +115,16 @@ def test_jobs_need_a_data_directory_also_when_pictures_are_elsewhere(
     ]
 
 
+def test_pictures_that_no_process_decodes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.decoding.worker._BOOT", "raise SystemExit(3)")
+    assert main(["serve", "--port", "0"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    why = "a process that decodes pictures did not start: "
+    assert error.startswith(f"error: pictures cannot be decoded: {why}")
+
+
 def test_an_application_that_does_not_start(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +138,30 @@ def test_an_application_that_does_not_start(
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     assert main(["serve", "--port", "0"]) == 1
     assert "error: the service did not start; the log above says why" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_one_that_is_stopped_while_it_starts(
+    how: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service.cli", "serve", "--port", "0"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "EDGEFILL_DATA_DIR": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    try:
+        until(lambda: children.read_text())
+        engine = int(children.read_text().split()[0])
+        process.send_signal(how)
+        _, log = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == code
+    assert log == ("" if code == 0 else "error: interrupted\n")
+    assert gone(engine)
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import Bundle, BundleError
+from engine import Bundle, BundleError, DeviceLost, SessionError
 from service.engine_process import EngineProcess
 from service.engine_process.program import Program
 from tests.service.engine_process.helpers import a_request, gone, kill, until
@@ -57,6 +58,22 @@ def test_an_error_meanwhile_ends_the_child(bundle: Path) -> None:
         assert gone(program.pid)
 
 
+def test_a_runtime_that_cannot_be_loaded_ahead_is_told_of(
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('broken')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with (
+        contextlib.closing(Program(ahead=True)) as program,
+        pytest.raises(SessionError, match="onnxruntime is installed but cannot be loaded: broken"),
+    ):
+        EngineProcess.open(bundle, program=program)
+    assert "while it started" not in caplog.text  # the first child said so itself
+
+
 def test_it_gets_none_of_the_services_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEFILL_API_KEYS", "secret")
     with contextlib.closing(Program()) as program:
@@ -73,6 +90,21 @@ def test_the_child_looks_into_the_files_that_are_only_listed_here(
     assert Bundle.read(folder).family == "sd1"
     with pytest.raises(BundleError, match=r"unet\.onnx: was changed: its SHA-256 is"):
         EngineProcess.open(folder, device="cpu")
+
+
+def test_a_bundle_that_was_replaced_is_not_opened_by_the_next_child(
+    bundle: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    with EngineProcess.open(folder, device="cpu", threads=1) as process:
+        before = process.bundle
+        defaults = dataclasses.replace(before.defaults, num_inference_steps=7)
+        dataclasses.replace(before, defaults=defaults).write()
+        assert Bundle.open(folder).fingerprint != before.fingerprint
+        kill(process)
+        with pytest.raises(DeviceLost, match=rf"{folder}: was replaced by another bundle"):
+            process.inpaint(a_request(), timeout=30)
+        assert process.state == "stopped"
 
 
 @pytest.mark.parametrize(

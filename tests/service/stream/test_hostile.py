@@ -129,6 +129,26 @@ def test_messages_that_are_too_large(settings: Settings, body: dict[str, Any]) -
         until(lambda: streams(client) == 0)
 
 
+@pytest.mark.parametrize(
+    ("keys", "headers", "status"),
+    [(["right"], {"key": "wrong"}, 401), ([], {"Origin": "https://elsewhere.test"}, 403)],
+)
+def test_a_refused_handshake_is_no_error_of_the_server(
+    settings: Settings,
+    caplog: pytest.LogCaptureFixture,
+    keys: list[str],
+    headers: dict[str, str],
+    status: int,
+) -> None:
+    caplog.set_level("INFO", logger="uvicorn.error")
+    with running(settings, api_keys=tuple(SecretStr(key) for key in keys)) as (client, _):
+        with pytest.raises(InvalidStatus) as caught, talking(client, additional_headers=headers):
+            pass
+        assert caught.value.response.status_code == status
+    assert f'"WebSocket {PATH}" {status}' in caplog.text
+    assert [record.message for record in caplog.records if record.levelname != "INFO"] == []
+
+
 def test_no_query_is_logged(server: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="uvicorn.error")
     for path in (PATH, "/nothing"):
