@@ -122,6 +122,7 @@ def measure(plan: Plan, tell: Tell) -> dict[str, Any]:
             found = rows(
                 [(entry.peer, entry.error, entry.versions, entry.turns) for entry in entries],
                 energy=energy,
+                mask=np.load(made[0].mask) if plan.interactive else None,
             )
         return {"task": _task(plan, holding, made), "rows": found}
 

@@ -10,8 +10,10 @@ import numpy as np
 
 from bench.peers.catalogue import BASELINE, Peer
 from bench.peers.job import Pixels
+from bench.quality import difference, summary
 from bench.report import median
 from bench.tegrastats import Sampler
+from engine.image import Grey
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,13 +48,28 @@ Found = tuple[Peer, str | None, Mapping[str, str | None], Mapping[int, Turn]]
 """A peer, why it failed, its versions, and its turns by round."""
 
 
-def rows(found: Sequence[Found], *, energy: Sampler) -> list[dict[str, Any]]:
-    """One row for each peer; ratios are the baseline's time by the peer's, within a round."""
+def rows(
+    found: Sequence[Found], *, energy: Sampler, mask: Grey | None = None
+) -> list[dict[str, Any]]:
+    """One row for each peer; ratios are the baseline's time by the peer's, within a round.
+
+    Args:
+        found: What was measured.
+        energy: What the machine used meanwhile.
+        mask: (H, W), white where the picture is filled: pictures are compared there too, of
+            whatever noise they were made. None: they are not.
+    """
     baseline: Mapping[int, Turn] = {}
     for peer, _, _, turns in found:
         if peer.name == BASELINE:
             baseline = turns
-    return [_row(*one, baseline=baseline, energy=energy) for one in found]
+    made = [_row(*one, baseline=baseline, energy=energy) for one in found]
+    for row, (_, _, _, turns) in zip(made, found, strict=True):
+        common = [i for i in turns if i in baseline]
+        if mask is not None and "seconds" in row and common:
+            apart = [difference(baseline[i].picture, turns[i].picture, mask) for i in common]
+            row["in_the_hole"] = summary(apart)
+    return made
 
 
 def psnr_db(a: Pixels, b: Pixels) -> float | None:

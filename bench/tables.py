@@ -118,7 +118,10 @@ def _quality(row: Mapping[str, Any]) -> str:
     if row["peer"] == "diffusers":
         return "is it"
     if quality is None:
-        return "other noise"
+        hole = row.get("in_the_hole")
+        if hole is None or hole["psnr_db"] is None:
+            return "other noise"
+        return f"other noise; in the hole {hole['psnr_db']:.1f} dB, SSIM {hole['ssim']:.2f}"
     return "equal" if quality["identical"] else f"{quality['psnr_db']:.1f} dB"
 
 

@@ -44,11 +44,13 @@ VARIANTS: Final = (
     Variant(name="no guidance", request={"guidance_scale": 1.0}),
     Variant(name="guidance at the first three quarters", request={"guidance_share": 0.75}),
     Variant(name="guidance at the first half", request={"guidance_share": 0.5}),
+    Variant(name="three quarters of the size", request={"working_size": 96}),
+    Variant(name="half the size", request={"working_size": 64}),
     Variant(name="euler", request={"scheduler": "euler"}),
     Variant(name="dpmpp_2m", request={"scheduler": "dpmpp_2m"}),
     Variant(name="unipc", request={"scheduler": "unipc"}),
 )
-"""The speed-ups of a bundle, compared where none is named."""
+"""The speed-ups of the bundle that ships, compared where none is named: it makes 8 steps at 128."""
 
 
 def parse(text: str) -> Variant:

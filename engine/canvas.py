@@ -19,7 +19,7 @@ import numpy.typing as npt
 from engine.bundle import VAE_SCALE_FACTOR, Defaults
 from engine.mask import Mask, bounding_box
 from engine.mask import resize as resize_mask
-from engine.request import Region
+from engine.request import InpaintRequest, Region
 
 Rgb = npt.NDArray[np.uint8]
 Levels = npt.NDArray[np.float32]
@@ -30,6 +30,10 @@ _SMALL: Final = 3 << 20
 
 _MIN_CONTEXT: Final = 16
 """At least that many pixels of context."""
+
+_BUCKETS: Final = 8
+"""A box that is seen at its own size has sides of whole eighths of the native size, so that few
+shapes arise and requests share UNet calls."""
 
 _WORTH_CROPPING: Final = 0.75
 """``auto`` works on the whole picture when the box would cover more than this share of it."""
@@ -89,26 +93,46 @@ class Geometry:
         return out if out is cut else np.clip(out, 0, 255, out=out)
 
 
-def plan(mask: Mask, *, region: Region, defaults: Defaults, reference: bool = False) -> Geometry:
+def plan(
+    mask: Mask,
+    *,
+    region: Region,
+    defaults: Defaults,
+    reference: bool = False,
+    working_size: int | None = None,
+) -> Geometry:
     """Choose the box and the working size for a binary mask at the size of the result.
 
     ``"full"`` works on the whole picture at its own size. ``"mask"`` works on the box round the
     mask with context, its longer side brought to at least ``defaults.size`` and at most
-    ``defaults.max_size``, where the model is at its best. ``"auto"`` takes the cheaper of the two
-    that the model is good at: the whole picture where it has such a size and is mostly mask.
+    ``defaults.max_size``, where the model is at its best; between the two it is seen at its own
+    size, and widened to a whole eighth of ``defaults.size`` where the picture has room. ``"auto"``
+    takes the cheaper of the two that the model is good at: the whole picture where it has such a
+    size and is mostly mask. A ``working_size`` changes nothing in the choice of the box; its longer
+    side is then brought to exactly that, and the shorter to a multiple of 8.
     """
     height, width = mask.shape
     whole = (0, 0, width, height)
     if reference or region == "full":
-        return _geometry(width, height, whole, 1.0)
-    box = _with_context(bounding_box(mask) or whole, width, height, defaults.context)
+        return _geometry(width, height, whole, working_size)
+    box = _with_context(bounding_box(mask) or whole, width, height, defaults)
     if region == "auto" and defaults.size <= max(width, height) <= defaults.max_size:
         share = (box[2] - box[0]) * (box[3] - box[1]) / (width * height)
         if share > _WORTH_CROPPING:
-            return _geometry(width, height, whole, 1.0)
+            return _geometry(width, height, whole, working_size)
     longer = max(box[2] - box[0], box[3] - box[1])
-    return _geometry(
-        width, height, box, min(max(longer, defaults.size), defaults.max_size) / longer
+    native = min(max(longer, defaults.size), defaults.max_size)
+    return _geometry(width, height, box, working_size or native)
+
+
+def plan_of(request: InpaintRequest, mask: Mask, defaults: Defaults) -> Geometry:
+    """``plan`` for a request and its binary mask at the size of the result."""
+    return plan(
+        mask,
+        region=request.region,
+        defaults=defaults,
+        reference=request.reference,
+        working_size=request.working_size,
     )
 
 
@@ -146,8 +170,12 @@ def _shrink(image: npt.NDArray[Level], width: int, height: int) -> npt.NDArray[L
     return np.rint(levels).astype(image.dtype)
 
 
-def _geometry(width: int, height: int, box: tuple[int, int, int, int], scale: float) -> Geometry:
+def _geometry(
+    width: int, height: int, box: tuple[int, int, int, int], working_size: int | None
+) -> Geometry:
+    """A box whose longer side is brought to ``working_size``; None leaves it as it is."""
     x0, y0, x1, y1 = box
+    scale = 1.0 if working_size is None else working_size / max(x1 - x0, y1 - y0)
     sides = [max(VAE_SCALE_FACTOR, round((b - a) * scale)) for a, b in ((x0, x1), (y0, y1))]
     if scale != 1.0:  # a free choice of size: take one that needs no padding
         sides = [_round_up(side) for side in sides]
@@ -157,12 +185,15 @@ def _geometry(width: int, height: int, box: tuple[int, int, int, int], scale: fl
 
 
 def _with_context(
-    box: tuple[int, int, int, int], width: int, height: int, context: float
+    box: tuple[int, int, int, int], width: int, height: int, defaults: Defaults
 ) -> tuple[int, int, int, int]:
     """Widen a box towards a square with context, moved and cut so that it lies in the picture."""
     x0, y0, x1, y1 = box
     longer = max(x1 - x0, y1 - y0)
-    side = longer + 2 * max(round(longer * context), _MIN_CONTEXT)
+    side = longer + 2 * max(round(longer * defaults.context), _MIN_CONTEXT)
+    if defaults.size < side < defaults.max_size:
+        bucket = _round_up(-(-defaults.size // _BUCKETS))
+        side = min(-(-side // bucket) * bucket, defaults.max_size)
     xs = _span((x0 + x1) / 2, side, width)
     ys = _span((y0 + y1) / 2, side, height)
     return xs[0], ys[0], xs[1], ys[1]

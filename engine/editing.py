@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import EngineError, InputError, RequestCancelled
+from engine.plan import Vae
 from engine.request import InpaintRequest, InpaintResult, Region
 from engine.ticket import MakePreview, OnStep, Ticket
 
@@ -55,7 +56,11 @@ class Changes(TypedDict, total=False):
     guidance_scale: float | None
     scheduler: str | None
     region: Region
+    working_size: int | None
     safety_checker: bool
+    vae: Vae
+    guidance_share: float
+    deep_cache_interval: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -20,7 +20,7 @@ from engine import mask as masks
 from engine import schedulers
 from engine.bundle import VAE_SCALE_FACTOR, Bundle
 from engine.cache import ContentCache
-from engine.canvas import Geometry, plan, resize
+from engine.canvas import Geometry, plan_of, resize
 from engine.clock import Clock
 from engine.composite import paste
 from engine.errors import InputError, SessionError
@@ -229,7 +229,7 @@ def draft(request: InpaintRequest, bundle: Bundle) -> Draft:
         strength=request.strength,
         scheduler=scheduler,
         schedule=None if idle else schedule,
-        geometry=plan(mask, region=request.region, defaults=defaults, reference=request.reference),
+        geometry=plan_of(request, mask, defaults),
         reference=request.reference,
         safety_checker=request.safety_checker,
         deadline=request.deadline,
@@ -365,10 +365,11 @@ def _pictures(request: InpaintRequest) -> tuple[npt.NDArray[np.uint8], masks.Mas
     """The picture and the binary mask at the size of the result, both ours to keep."""
     height = request.height or request.image.shape[0]
     width = request.width or request.image.shape[1]
+    own_size = request.reference or (request.region == "full" and request.working_size is None)
     for name, side in (("height", height), ("width", width)):
         if side < MIN_SIDE:
             raise InputError(name, f"of the picture is {side}; at least {MIN_SIDE} is needed")
-        if side > MAX_SIDE and (request.reference or request.region == "full"):
+        if side > MAX_SIDE and own_size:
             reason = f"cannot work on a {name} of {side}; at most {MAX_SIDE}, or take region mask"
             raise InputError("region", f"{request.region} {reason}")
     image = resize(request.image, width=width, height=height)

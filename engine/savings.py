@@ -1,4 +1,4 @@
-"""What a request gives up to cost less: the full decoder, late guidance, whole UNet runs.
+"""What a request gives up to cost less: the full decoder, late guidance, whole UNet runs, size.
 
 All of it is off unless it is asked for, and each is a property of the request alone: with it too,
 the picture does not depend on the company it was made in.
@@ -16,7 +16,7 @@ from engine.bundle import FAST_DECODER, SHALLOW_UNET, Bundle
 from engine.errors import InputError
 from engine.models import Models, VaeDecoder
 from engine.plan import Vae
-from engine.request import InpaintRequest
+from engine.request import MIN_SIDE, WORKING_STEP, InpaintRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,20 +26,40 @@ class Savings:
     vae: Vae = "full"
     guidance_share: float = 1.0
     deep_cache_interval: int = 1
+    working_size: int | None = None
 
     @classmethod
     def of(cls, request: InpaintRequest, bundle: Bundle) -> Savings:
         """The choices of a request.
 
         Raises:
-            InputError: If it asks for a network that the bundle does not have.
+            InputError: If the bundle cannot do what it asks for.
         """
-        refuse_missing(bundle, vae=request.vae, deep_cache_interval=request.deep_cache_interval)
-        return cls(
+        chosen = cls(
             vae=request.vae,
             guidance_share=request.guidance_share,
             deep_cache_interval=request.deep_cache_interval,
+            working_size=request.working_size,
         )
+        chosen.refuse_unfit(bundle)
+        return chosen
+
+    def refuse_unfit(self, bundle: Bundle) -> None:
+        """Say so when a bundle does not have the network, or is not made for the size.
+
+        Raises:
+            InputError: With the value and what is allowed.
+        """
+        if self.vae == "fast" and FAST_DECODER not in bundle.components:
+            raise InputError("vae", "is 'fast', but the model has no fast decoder; allowed: full")
+        if self.deep_cache_interval > 1 and SHALLOW_UNET not in bundle.components:
+            value = self.deep_cache_interval
+            reason = f"is {value}, but the model has no shallow UNet; allowed: 1"
+            raise InputError("deep_cache_interval", reason)
+        most = bundle.defaults.max_size
+        if self.working_size is not None and self.working_size > most:
+            allowed = f"a multiple of {WORKING_STEP} from {MIN_SIDE} to {most}"
+            raise InputError("working_size", f"is {self.working_size}; this model allows {allowed}")
 
     def guided(self, step: int, *, steps: int) -> bool:
         """Whether a step of a run of so many is made with guidance, where there is any."""
@@ -62,16 +82,3 @@ class Savings:
         """What makes the picture."""
         fast = models.vae_decoder_fast if self.vae == "fast" else None
         return models.vae_decoder if fast is None else fast
-
-
-def refuse_missing(bundle: Bundle, *, vae: Vae, deep_cache_interval: int) -> None:
-    """Say so when a network is asked for that a bundle does not have.
-
-    Raises:
-        InputError: With the value and what is allowed.
-    """
-    if vae == "fast" and FAST_DECODER not in bundle.components:
-        raise InputError("vae", "is 'fast', but the model has no fast decoder; allowed: full")
-    if deep_cache_interval > 1 and SHALLOW_UNET not in bundle.components:
-        reason = f"is {deep_cache_interval}, but the model has no shallow UNet; allowed: 1"
-        raise InputError("deep_cache_interval", reason)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from engine import Bundle, InputError
-from engine.savings import Savings, refuse_missing
+from engine.savings import Savings
 from service.errors import refused_value
 from service.schema import Body
 
@@ -16,6 +16,7 @@ def savings_of(body: Body) -> dict[str, Any]:
         "vae": body.vae,
         "guidance_share": body.guidance_share,
         "deep_cache_interval": body.deep_cache_interval,
+        "working_size": body.working_size,
     }
 
 
@@ -28,12 +29,13 @@ def savings_told(body: Body) -> dict[str, Any]:
 
 
 def refuse_unknown(body: Body, bundle: Bundle) -> None:
-    """Say so at once when a request asks for a network that the model does not have.
+    """Say so at once when a request asks for a network that the model does not have, or a size that
+    it is not made for.
 
     Raises:
         ApiError: 400 with the field, its value and what is allowed.
     """
     try:
-        refuse_missing(bundle, vae=body.vae, deep_cache_interval=body.deep_cache_interval)
+        Savings(**savings_of(body)).refuse_unfit(bundle)
     except InputError as exc:
         raise refused_value(exc) from exc

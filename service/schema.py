@@ -24,7 +24,14 @@ from pydantic import (
 )
 
 from engine.plan import Vae
-from engine.request import MAX_DEEP_CACHE_INTERVAL, MAX_PROMPT_CHARACTERS, Region
+from engine.request import (
+    MAX_DEEP_CACHE_INTERVAL,
+    MAX_PROMPT_CHARACTERS,
+    MAX_SIDE,
+    MIN_SIDE,
+    WORKING_STEP,
+    Region,
+)
 from engine.schedulers import DIFFUSERS_CLASSES, SCHEDULERS
 from service.errors import ApiError, FetchError, words
 from service.urls import Target
@@ -113,10 +120,11 @@ def _number(value: Any) -> float | int | None:
 
 
 class Range:
-    """Bounds of a number: coerces it, and says which bounds were left."""
+    """Bounds of a number: coerces it, and says which bounds were left. With ``step``, which divides
+    ``low``, an integer must be a multiple of it."""
 
-    def __init__(self, low: int, high: int, *, integral: bool = True) -> None:
-        self.low, self.high, self.integral = low, high, integral
+    def __init__(self, low: int, high: int, *, integral: bool = True, step: int = 1) -> None:
+        self.low, self.high, self.integral, self.step = low, high, integral, step
 
     def __call__(self, value: Any, info: ValidationInfo) -> float | int:
         number = _number(value)
@@ -124,6 +132,8 @@ class Range:
             raise _refuse(info, f"must be {'an integer' if self.integral else 'a number'}.")
         if not self.low <= number <= self.high:
             raise _refuse(info, f"must be between {self.low} and {self.high}.")
+        if self.step > 1 and number % self.step:
+            raise _refuse(info, f"must be a multiple of {self.step}.")
         return int(number) if self.integral else float(number)
 
 
@@ -186,6 +196,9 @@ class Body(BaseModel):
     vae: Annotated[Vae, BeforeValidator(Word("full", "fast"))] = "full"
     guidance_share: Annotated[float, BeforeValidator(Range(0, 1, integral=False))] = 1.0
     deep_cache_interval: Annotated[int, BeforeValidator(Range(1, MAX_DEEP_CACHE_INTERVAL))] = 1
+    working_size: Annotated[
+        int | None, BeforeValidator(Range(MIN_SIDE, MAX_SIDE, step=WORKING_STEP))
+    ] = None
     deadline_ms: Annotated[int | None, BeforeValidator(Range(1, 600_000))] = None
 
     @model_validator(mode="before")

@@ -84,6 +84,20 @@ def _openvino(name: str, title: str, **changes: Any) -> Peer:
     )
 
 
+def _edit(name: str, title: str, note: str, **options: Any) -> Peer:
+    """Edgefill as it comes, in the interactive edit."""
+    return Peer(
+        name=name,
+        title=title,
+        module="edgefill",
+        environment=None,
+        model="edgefill",
+        options={"reference": False, **options},
+        noise="own",
+        note=f"{note}; keeps every pixel outside",
+    )
+
+
 PEERS: Final = {
     peer.name: peer
     for peer in (
@@ -138,15 +152,15 @@ PEERS: Final = {
             noise="own",
             note="its own sampler and noise: pictures cannot be compared",
         ),
-        Peer(
-            name="edgefill-region",
-            title="Edgefill",
-            module="edgefill",
-            environment=None,
-            model="edgefill",
-            options={"reference": False},
-            noise="own",
-            note="works on the region of the mask; keeps every pixel outside",
+        _edit("edgefill-region", "Edgefill", "works on the region of the mask"),
+        *(
+            _edit(
+                f"edgefill-{size}",
+                f"Edgefill, working_size {size}",
+                f"the region is brought to {size} pixels for the networks, and back",
+                working_size=size,
+            )
+            for size in (384, 320)
         ),
     )
 }
@@ -155,8 +169,8 @@ PEERS: Final = {
 BASELINE: Final = "diffusers"
 """The peer that all ratios and qualities are held against."""
 
-FULL: Final = tuple(name for name in PEERS if name != "edgefill-region")
-"""Those that do the same work: the whole picture."""
-
-INTERACTIVE: Final = (BASELINE, "edgefill-region")
+INTERACTIVE: Final = (BASELINE, "edgefill-region", "edgefill-384", "edgefill-320")
 """Those of the interactive edit."""
+
+FULL: Final = tuple(name for name in PEERS if name == BASELINE or name not in INTERACTIVE)
+"""Those that do the same work: the whole picture."""

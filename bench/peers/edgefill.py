@@ -1,7 +1,8 @@
 """Edgefill itself, by the same rules as its peers.
 
 Options: ``reference`` (True: what diffusers' pipeline does, on the whole picture; False: the
-default, which works on the region of the mask and pastes back exactly).
+default, which works on the region of the mask and pastes back exactly); ``working_size``: see
+``InpaintRequest``, none where left out.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Peer(Runner):
             guidance_scale=job.guidance,
             scheduler=job.scheduler,
             reference=job.options["reference"],
+            working_size=job.options.get("working_size"),
         )
         picture: Pixels = self._engine.inpaint(request).images[0]
         return picture

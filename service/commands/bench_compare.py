@@ -73,7 +73,7 @@ def add(actions: Commands) -> None:
         "--interactive",
         action="store_true",
         help="an edit of a known picture: 13 %% of it is filled, only the prompt and the seed are "
-        "new; Edgefill as it comes beside diffusers",
+        "new; Edgefill as it comes, and at smaller working sizes, beside diffusers",
     )
     parser.add_argument(
         "--image", type=Path, metavar="FILE", help="picture (default: the demo's); needs --mask"

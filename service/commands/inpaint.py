@@ -58,6 +58,12 @@ def add(commands: Commands) -> None:
         help="work on the whole picture, or on the box round the mask",
     )
     parser.add_argument(
+        "--working-size",
+        type=int,
+        metavar="PIXELS",
+        help="longer side of what the networks see, a multiple of 8: smaller is quicker",
+    )
+    parser.add_argument(
         "--vae", choices=("full", "fast"), default="full", help="the bundle's decoder to use"
     )
     parser.add_argument(
@@ -118,6 +124,7 @@ def _run(arguments: argparse.Namespace) -> int:
         bundle=arguments.bundle,
         device=arguments.device or "auto",
         safety_checker=arguments.safety_checker,
+        working_size=arguments.working_size,
         vae=arguments.vae,
         guidance_share=arguments.guidance_share,
         deep_cache_interval=arguments.deep_cache_interval,
@@ -145,6 +152,7 @@ def inpaint(
     bundle: Path | None,
     device: str,
     safety_checker: bool,
+    working_size: int | None,
     vae: Literal["full", "fast"],
     guidance_share: float,
     deep_cache_interval: int,
@@ -176,6 +184,7 @@ def inpaint(
             scheduler=scheduler,
             region=region,
             safety_checker=safety_checker,
+            working_size=working_size,
             vae=vae,
             guidance_share=guidance_share,
             deep_cache_interval=deep_cache_interval,

@@ -46,7 +46,7 @@ _META: Final[dict[str, Schema]] = {
     "width": _INTEGER,
 }
 """What meta always holds; init_image, mask_image, timings and plan come on top where there are
-any, vae, guidance_share and deep_cache_interval where they are not as usual."""
+any, vae, guidance_share, deep_cache_interval and working_size where they are not as usual."""
 
 _PLAN: Final = {
     "type": "object",
@@ -108,6 +108,7 @@ def answer_schemas() -> dict[str, Schema]:
                 "vae": _TEXT,
                 "guidance_share": _NUMBER,
                 "deep_cache_interval": _INTEGER,
+                "working_size": _INTEGER,
             },
             "additionalProperties": True,
         },

@@ -35,6 +35,11 @@ def integers(low: int, high: int) -> str:
     return "|".join(parts + [_ZERO] * (low <= 0))
 
 
+def multiples(low: int, high: int, step: int) -> str:
+    """The multiples of ``step`` from ``low``, which is above 0, as ``integers`` are written."""
+    return rf"\+?0*(?:{'|'.join(map(str, range(low, high + 1, step)))})(?:\.0*)?"
+
+
 def numbers(low: int, high: int) -> str:
     """The decimal numbers from ``low`` to ``high``, both at least 0, without exponents."""
     parts = [rf"0*{_natural(low, high - 1)}(?:\.[0-9]*)?", rf"0*{_natural(high, high)}(?:\.0*)?"]

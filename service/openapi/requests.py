@@ -85,7 +85,11 @@ def _described(
 ) -> tuple[list[str], Schema]:
     """The JSON types and the bounds of what a validator takes, null aside."""
     if isinstance(validator, schema.Range):
-        low, high = validator.low, validator.high
+        low, high, step = validator.low, validator.high, validator.step
+        if step > 1:
+            text = patterns.whole(patterns.multiples(low, high, step), optional=optional)
+            bounds = {"minimum": low, "maximum": high, "multipleOf": step, "pattern": text}
+            return ["integer", "string"], bounds
         text = (patterns.integers if validator.integral else patterns.numbers)(low, high)
         pattern = patterns.whole(text, optional=optional)
         kind = "integer" if validator.integral else "number"

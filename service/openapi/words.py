@@ -48,6 +48,10 @@ FIELDS: Final = {
     "deep_cache_interval": "The whole network runs at every so many steps, its outer layers alone "
     "at those between, which take a fraction of the time; 1 runs it whole at every step. Above 1, "
     "400 where the model has no such layers.",
+    "working_size": "Pixels to which the longer side of the region is brought for the networks, a "
+    "multiple of 8: a smaller one takes less time and loses fine detail in what is filled; the "
+    "result has its width and height, and what is kept stays as it is. 400 above what the model is "
+    "made for; where left out, the size that suits the model best.",
     "deadline_ms": "Milliseconds, from when the request is accepted, after which the picture is of "
     "no use: it is given up then. Where it would come too late as asked for, fewer steps are made, "
     "the fast decoder is used where the model has one, or the working size is smaller, in this "

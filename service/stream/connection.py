@@ -90,7 +90,7 @@ class Connection:
         self._root = root
         self._idle_seconds = idle_seconds
         self._outbox = Outbox()
-        self._wishes = Wishes(studio.safety_checker)
+        self._wishes = Wishes(studio.safety_checker, studio.bundle)
         self._seat = contextlib.ExitStack()
         self._owner: str | None = None  # whom the key is of, once it was checked
         self._pending: Edit | None = None

@@ -76,12 +76,14 @@ class Studio:
 
     Attributes:
         safety_checker: The name of the engine's safety checker, if it has one.
+        bundle: What the engine works with.
     """
 
     def __init__(
         self, engine: PictureEngine, reader: PictureReader, decoder: PictureDecoder
     ) -> None:
         self.safety_checker: Final = safety_checker_of(engine)
+        self.bundle: Final = engine.bundle
         self._engine = engine
         self._reader = reader
         self._decoder = decoder

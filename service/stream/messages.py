@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from engine import Bundle
 from service.errors import ApiError, words
 from service.painter import refuse_unchecked
+from service.savings import refuse_unknown
 from service.schema import PARSED_AT_ONCE, InpaintBody, is_absent, parse_json
 from service.stream.pictures import FIELDS, Source
 
@@ -103,10 +105,12 @@ class Wishes:
 
     Args:
         safety_checker: The name of the engine's safety checker, if it has one.
+        bundle: What the engine works with.
     """
 
-    def __init__(self, safety_checker: str | None) -> None:
+    def __init__(self, safety_checker: str | None, bundle: Bundle) -> None:
         self._safety_checker = safety_checker
+        self._bundle = bundle
         self._values: dict[str, Any] = {}
         self._sources: dict[str, Source] = {}
         self._made: tuple[dict[str, Any], dict[str, Source]] | None = None
@@ -138,6 +142,7 @@ class Wishes:
         if body.instant_response:
             raise ApiError(400, "The instant response cannot be used in a stream.")
         refuse_unchecked(body, self._safety_checker)
+        refuse_unknown(body, self._bundle)
         self._values, self._sources = values, sources
         return Wish(body=body, sources=sources)
 

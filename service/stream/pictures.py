@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from engine import Bundle, InpaintRequest
 from engine import mask as masks
-from engine.canvas import Geometry, plan, resize
+from engine.canvas import Geometry, plan_of, resize
 from engine.image import encode_jpeg
 from service.decoding import PictureDecoder
 from service.errors import ApiError
@@ -99,7 +99,7 @@ class Sketch:
     def __init__(self, request: InpaintRequest, bundle: Bundle) -> None:
         height, width = request.image.shape[:2]
         binary = (request.mask >= masks.THRESHOLD).astype(np.uint8)
-        self._geometry: Final = plan(binary, region=request.region, defaults=bundle.defaults)
+        self._geometry: Final = plan_of(request, binary, bundle.defaults)
         scale = min(1.0, PREVIEW_SIDE / max(width, height))
         self.width: Final = max(1, round(width * scale))
         self.height: Final = max(1, round(height * scale))

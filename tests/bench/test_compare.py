@@ -74,6 +74,29 @@ def test_rounds_ratios_and_a_peer_that_fails(holding: Any) -> None:
     assert "KeyError" in tables.table({"kind": "compare", "conditions": conditions()} | found)
 
 
+@pytest.mark.usefixtures("twins")
+def test_an_edit_at_smaller_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("edgefill-384", "edgefill-320"):
+        assert PEERS[name].options["working_size"] == int(name.split("-")[1])
+    small = dataclasses.replace(PEERS["edgefill-320"], options={"reference": False})
+    small.options["working_size"] = 64  # type: ignore[index]
+    monkeypatch.setitem(PEERS, small.name, small)
+    peers = ("diffusers", "edgefill-region", "edgefill-320")
+    plan = dataclasses.replace(PLAN, peers=peers, interactive=True, size=128, rounds=1)
+    found = compare.measure(plan, lambda text: None)
+    theirs, usual, ours = found["rows"]
+    assert [row["error"] for row in found["rows"]] == [None] * 3
+    assert theirs["in_the_hole"]["equal"] == 1
+    for row in (usual, ours):
+        assert row["quality"] is None
+        assert 0 < row["in_the_hole"]["psnr_db"] < 60
+    assert ours["in_the_hole"] != usual["in_the_hole"]
+    table = tables.table({"kind": "interactive", "conditions": conditions()} | found)
+    apart = ours["in_the_hole"]
+    words = f"other noise; in the hole {apart['psnr_db']:.1f} dB, SSIM {apart['ssim']:.2f}"
+    assert words in table
+
+
 def test_the_order_moves_on_by_one() -> None:
     assert [compare.rotated("abc", i) for i in range(4)] == [
         list("abc"),

@@ -205,6 +205,15 @@ def test_patterns_of_integers(low: int, high: int) -> None:
     assert not pattern.match("")
 
 
+def test_patterns_of_multiples() -> None:
+    pattern = re.compile(patterns.whole(patterns.multiples(64, 1024, 8), optional=False))
+    for number in range(-120, 1200):
+        fits = 64 <= number <= 1024 and number % 8 == 0
+        assert (pattern.match(f" {number}.0 ") is not None) == fits
+        assert not pattern.match(f"{number}.5")
+    assert not pattern.match("")
+
+
 def test_the_schemas_are_schemas() -> None:
     for schema in OURS["components"]["schemas"].values():
         jsonschema_rs.meta.validate({**schema, "components": OURS["components"]})

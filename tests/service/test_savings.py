@@ -22,9 +22,10 @@ from service.settings import Settings
 from tests.engine.tiny_savings import make_savings_bundle
 from tests.service.conftest import data_uri
 from tests.service.live import serving
+from tests.service.stream.steps import talking
 from tests.service.test_inpaint import PATH
 
-SAVINGS = {"vae": "fast", "guidance_share": 0.5, "deep_cache_interval": 2}
+SAVINGS = {"vae": "fast", "guidance_share": 0.5, "deep_cache_interval": 2, "working_size": 64}
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,7 @@ def test_they_are_taken_and_told(client: httpx.Client, body: dict[str, Any]) -> 
     usual = client.post(PATH, json=body).json()
     assert not set(SAVINGS) & set(usual["meta"])
     sent = {"vae": "FAST", "guidance_share": "0.5", "deep_cache_interval": "2"}
+    sent["working_size"] = "64"
     saved = client.post(PATH, json=body | sent).json()
     assert {name: saved["meta"][name] for name in SAVINGS} == SAVINGS
     pictures = [decode_picture(client.get(a["output"][0]).content) for a in (usual, saved)]
@@ -66,6 +68,11 @@ def test_they_are_taken_and_told(client: httpx.Client, body: dict[str, Any]) -> 
             "deep_cache_interval",
             2,
             "The deep cache interval is 2, but the model has no shallow UNet; allowed: 1.",
+        ),
+        (
+            "working_size",
+            136,
+            "The working size is 136; this model allows a multiple of 8 from 64 to 128.",
         ),
     ],
 )
@@ -96,3 +103,21 @@ def test_the_command_line_takes_them(
     assert main([*command, "--vae", "fast"]) == 2
     error = capsys.readouterr().err
     assert "--vae is 'fast', but the model has no fast decoder; allowed: full" in error
+    assert main([*command, "--working-size", "60"]) == 2
+    assert "--working-size is 60; must be between 64 and 1024" in capsys.readouterr().err
+
+
+def test_a_stream_takes_them_from_edit_to_edit(client: httpx.Client, body: dict[str, Any]) -> None:
+    with talking(client) as stream:
+        usual = stream.say(body).end(1)
+        saved = stream.say(SAVINGS).end(2)
+        refused = stream.say({"working_size": 136, "prompt": "a cat"}).end(3)
+        again = stream.say({"seed": 3}).end(4)
+        back = stream.say(dict.fromkeys(SAVINGS)).end(5)
+    assert {name: saved["meta"][name] for name in SAVINGS} == SAVINGS
+    assert (refused["type"], refused["status"]) == ("error", 400)
+    assert refused["message"].startswith("The working size is 136; this model allows")
+    assert again["meta"]["prompt"] == body["prompt"]
+    assert saved["pictures"] == again["pictures"] != usual["pictures"]
+    assert back["pictures"] == usual["pictures"]
+    assert not set(SAVINGS) & set(back["meta"])

@@ -41,6 +41,7 @@ def test_defaults() -> None:
         "vae": "full",
         "guidance_share": 1.0,
         "deep_cache_interval": 1,
+        "working_size": None,
         "deadline_ms": None,
     }
     assert 0 <= body.seed < 2**32
@@ -181,6 +182,9 @@ SENTENCES: list[tuple[str, Any, str]] = [
     ("vae", "tiny", "The vae must be one of full, fast."),
     ("guidance_share", 1.1, "The guidance share must be between 0 and 1."),
     ("deep_cache_interval", 21, "The deep cache interval must be between 1 and 20."),
+    ("working_size", 56, "The working size must be between 64 and 1024."),
+    ("working_size", 1032, "The working size must be between 64 and 1024."),
+    ("working_size", "100", "The working size must be a multiple of 8."),
     ("region", 5, "The region must be one of auto, full, mask."),
 ]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine import DeadlineMissed, InpaintRequest
+from engine import Bundle, DeadlineMissed, InpaintRequest
+from engine.engine import DEFAULT_BUNDLE
 from service.runner import LATE
 from service.stream.messages import Message, Wishes
 from tests.service.stream.steps import StepEngine, Talk
@@ -37,7 +38,7 @@ def test_before_there_is_a_result_what_is_wrong_may_be_mended(
 
 
 def test_what_no_request_knows_is_not_kept() -> None:
-    wishes = Wishes(None)
+    wishes = Wishes(None, Bundle.open(DEFAULT_BUNDLE))
     pictures = {"init_image": "AAAA", "mask_image": "AAAA"}
     values = {"key": "k", "prompt": "a", "junk": "x" * 1000, **pictures}
     wishes.change(Message(values=values, pictures={}))
