@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from engine import Bundle, DeadlineMissed, InpaintRequest
 from engine.engine import DEFAULT_BUNDLE
 from service.runner import LATE
 from service.stream.messages import Message, Wishes
+from tests.service.engine_process.helpers import until
 from tests.service.stream.steps import StepEngine, Talk
 
 
@@ -35,6 +38,31 @@ def test_before_there_is_a_result_what_is_wrong_may_be_mended(
     assert talk.end(1)["type"] == "error"
     assert talk.say({"seed": 8}).end(2)["type"] == "error"
     assert talk.say({"mask_image": body["mask_image"]}).end(3)["type"] == "result"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"vae": "fast"}, "The vae is 'fast', but the model has no fast decoder"),
+        ({"deep_cache_interval": 2}, "The deep cache interval is 2, but"),
+        ({"working_size": 136}, "The working size is 136; this model allows"),
+    ],
+)
+def test_what_the_model_does_not_have_stops_no_edit(
+    talk: Talk, engine: StepEngine, body: dict[str, Any], change: dict[str, Any], words: str
+) -> None:
+    talk.say(body | {"working_size": 64, "guidance_share": 0.5})
+    until(lambda: engine.requests)
+    talk.say(change)
+    engine.free()
+    assert talk.end(1)["type"] == "result"
+    refused = talk.end(2)
+    assert (refused["type"], refused["status"]) == ("error", 400)
+    assert refused["message"].startswith(words)
+    assert talk.say({"seed": 8}).end(3)["type"] == "result"
+    asked = [(request.working_size, request.guidance_share) for request in engine.requests]
+    assert asked == [(64, 0.5)] * 2
+    assert {request.vae for request in engine.requests} == {"full"}
 
 
 def test_what_no_request_knows_is_not_kept() -> None:
