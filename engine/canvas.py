@@ -20,6 +20,7 @@ from engine.bundle import VAE_SCALE_FACTOR, Defaults
 from engine.mask import Mask, bounding_box
 from engine.mask import resize as resize_mask
 from engine.request import InpaintRequest, Region
+from engine.scratch import Scratch
 
 Rgb = npt.NDArray[np.uint8]
 Levels = npt.NDArray[np.float32]
@@ -72,10 +73,11 @@ class Geometry:
         """(h, w) of the latents."""
         return self.padded_height // VAE_SCALE_FACTOR, self.padded_width // VAE_SCALE_FACTOR
 
-    def image_in(self, image: Rgb) -> Rgb:
+    def image_in(self, image: Rgb, scratch: Scratch | None = None) -> Rgb:
         """Cut the box out of (height, width, 3), resize it and pad it by repeating its edge."""
         x0, y0, x1, y1 = self.box
-        cut = resize(image[y0:y1, x0:x1], width=self.working_width, height=self.working_height)
+        size = {"width": self.working_width, "height": self.working_height}
+        cut = resize(image[y0:y1, x0:x1], **size, scratch=scratch)
         return _pad(cut, self.padded_width, self.padded_height, cv2.BORDER_REPLICATE)
 
     def mask_in(self, mask: Mask) -> Mask:
@@ -84,12 +86,12 @@ class Geometry:
         cut = resize_mask(mask[y0:y1, x0:x1], width=self.working_width, height=self.working_height)
         return _pad(cut, self.padded_width, self.padded_height, cv2.BORDER_CONSTANT)
 
-    def image_out(self, levels: Levels) -> Levels:
+    def image_out(self, levels: Levels, scratch: Scratch | None = None) -> Levels:
         """Undo ``image_in``: (padded_height, padded_width, 3) to the size of the box, with levels
         from 0 to 255. In float, as OpenCV's Lanczos of bytes takes four times as long."""
         x0, y0, x1, y1 = self.box
         cut = levels[: self.working_height, : self.working_width]
-        out = resize(cut, width=x1 - x0, height=y1 - y0)
+        out = resize(cut, width=x1 - x0, height=y1 - y0, scratch=scratch)
         return out if out is cut else np.clip(out, 0, 255, out=out)
 
 
@@ -145,29 +147,37 @@ def shrunk(geometry: Geometry, share: float) -> Geometry:
     return dataclasses.replace(geometry, working_width=width, working_height=height)
 
 
-def resize(image: npt.NDArray[Level], *, width: int, height: int) -> npt.NDArray[Level]:
+def resize(
+    image: npt.NDArray[Level], *, width: int, height: int, scratch: Scratch | None = None
+) -> npt.NDArray[Level]:
     """Resize (H, W, 3): by area where it shrinks, by Lanczos where it grows, which overshoots in
-    float."""
+    float. Where scratch memory is given, float levels that grew lie in it."""
     if image.shape[:2] == (height, width):
         return image
     smaller = min(width, image.shape[1]), min(height, image.shape[0])
     if smaller != (image.shape[1], image.shape[0]):
-        image = _shrink(image, *smaller)
+        image = _shrink(image, *smaller, scratch)
     if smaller != (width, height):
-        grown = cv2.resize(image, (width, height), interpolation=cv2.INTER_LANCZOS4)
+        kept = scratch is not None and image.dtype == np.float32
+        room = scratch.floats("grown", (height, width, 3)) if scratch and kept else None
+        grown = cv2.resize(image, (width, height), dst=room, interpolation=cv2.INTER_LANCZOS4)
         image = np.asarray(grown, image.dtype)
     return image
 
 
-def _shrink(image: npt.NDArray[Level], width: int, height: int) -> npt.NDArray[Level]:
+def _shrink(
+    image: npt.NDArray[Level], width: int, height: int, scratch: Scratch | None
+) -> npt.NDArray[Level]:
     """Resize by area. Bytes by way of float, which gives the same bytes in two thirds of the time,
     where the picture is small and the ratio uneven; OpenCV has a kernel of its own for even ones,
     with a rounding of its own."""
     even = image.shape[1] % width == 0 and image.shape[0] % height == 0
     if even or image.dtype != np.uint8 or image.size > _SMALL:
         return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA))
-    levels = cv2.resize(image.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
-    return np.rint(levels).astype(image.dtype)
+    levels = (scratch or Scratch()).floats("to shrink", image.shape)
+    np.copyto(levels, image)
+    small = cv2.resize(levels, (width, height), interpolation=cv2.INTER_AREA)
+    return np.rint(small).astype(image.dtype)
 
 
 def _geometry(

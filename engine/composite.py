@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.mask import Mask, bounding_box
+from engine.scratch import Scratch
 
 Rgb = npt.NDArray[np.uint8]
 Levels = npt.NDArray[np.float32]
@@ -30,7 +31,13 @@ _REACH: Final = 56
 standard deviations, and two coarse cells are for the way to the coarse grid and back."""
 
 
-def paste(target: Rgb, generated: Levels, mask: Mask, box: tuple[int, int, int, int]) -> None:
+def paste(
+    target: Rgb,
+    generated: Levels,
+    mask: Mask,
+    box: tuple[int, int, int, int],
+    scratch: Scratch | None = None,
+) -> None:
     """Fill the hole of a picture in place; where the mask is 0, it stays as it is.
 
     Args:
@@ -38,7 +45,9 @@ def paste(target: Rgb, generated: Levels, mask: Mask, box: tuple[int, int, int, 
         generated: (h, w, 3) float32 levels of RGB from 0 to 255, what the networks made of the box.
         mask: (H, W) uint8, 1 where the picture is repainted.
         box: (x0, y0, x1, y1) of the generated part in the original.
+        scratch: Memory to work in.
     """
+    scratch = scratch or Scratch()
     x0, y0, x1, y1 = box
     part, hole = target[y0:y1, x0:x1], mask[y0:y1, x0:x1]
     bounds = bounding_box(hole)
@@ -46,15 +55,17 @@ def paste(target: Rgb, generated: Levels, mask: Mask, box: tuple[int, int, int, 
         return
     left, top, right, bottom = bounds
     inside = np.s_[top:bottom, left:right]
-    levels = generated[inside].copy()
+    filled = scratch.levels("filled", (bottom - top, right - left, 3))
     if cv2.countNonZero(hole) != hole.size:
         xs, ys = _near(left, right, hole.shape[1]), _near(top, bottom, hole.shape[0])
         near = np.s_[ys[0] : ys[1], xs[0] : xs[1]]
-        error = _border_error(part[near], generated[near], hole[near])
-        levels += error[top - ys[0] : bottom - ys[0], left - xs[0] : right - xs[0]]
-    # convertScaleAbs takes what is above 255 for 255, and rounds to the nearest
-    np.maximum(levels, 0.0, out=levels)
-    cv2.copyTo(cv2.convertScaleAbs(levels), hole[inside], part[inside])
+        error = _border_error(part[near], generated[near], hole[near], scratch)
+        error = error[top - ys[0] : bottom - ys[0], left - xs[0] : right - xs[0]]
+        # rounds to the nearest, and takes what is below 0 for 0 and what is above 255 for 255
+        cv2.add(generated[inside], error, dst=filled, dtype=cv2.CV_8U)
+    else:
+        cv2.convertScaleAbs(generated[inside], dst=filled)
+    cv2.copyTo(filled, hole[inside], part[inside])
 
 
 def _near(start: int, end: int, limit: int) -> tuple[int, int]:
@@ -64,16 +75,19 @@ def _near(start: int, end: int, limit: int) -> tuple[int, int]:
     return max(first - (first - last) % _REDUCE, 0), last
 
 
-def _border_error(original: Rgb, generated: Levels, hole: Mask) -> Levels:
+def _border_error(original: Rgb, generated: Levels, hole: Mask, scratch: Scratch) -> Levels:
     """What the generated levels lack, (h, w, 3), known outside the hole and extrapolated inwards
     by normalised convolution (Knutsson and Westin, 1993)."""
     height, width = hole.shape
     coarse = (max(1, width // _REDUCE), max(1, height // _REDUCE))
     outside = hole ^ 1
-    known = outside.astype(np.float32)
-    error = original.astype(np.float32)
-    error -= generated
-    error = np.asarray(cv2.copyTo(error, outside))  # zeros in the hole
+    known = scratch.floats("known", hole.shape)
+    np.copyto(known, outside)
+    lacking, error = (scratch.floats(use, original.shape) for use in ("lacking", "error"))
+    np.copyto(lacking, original)
+    lacking -= generated
+    error.fill(0.0)
+    cv2.copyTo(lacking, outside, error)
     weighted = cv2.resize(error, coarse, interpolation=cv2.INTER_AREA)
     weight = cv2.resize(known, coarse, interpolation=cv2.INTER_AREA)
     sigma = _RING / _REDUCE
@@ -81,6 +95,5 @@ def _border_error(original: Rgb, generated: Levels, hole: Mask) -> Levels:
     weight = cv2.GaussianBlur(weight, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
     # at a straight border the weight is one half: the whole error counts there, less inside
     offset = weighted / np.maximum(weight, 0.5)[..., None]
-    return np.asarray(
-        cv2.resize(offset, (width, height), interpolation=cv2.INTER_LINEAR), np.float32
-    )
+    cv2.resize(offset, (width, height), dst=error, interpolation=cv2.INTER_LINEAR)
+    return error

@@ -57,7 +57,8 @@ class Draft:
     """A request with every choice made; nothing in it is shared with the caller.
 
     Attributes:
-        image: (H, W, 3) uint8, the picture at the size of the result.
+        image: (H, W, 3) uint8, the picture at the size of the result; a single sample is made in
+            its memory.
         mask: (H, W) uint8 of 0 and 1.
         schedule: None where there is nothing to do: an empty mask, or strength 0.
         deadline: Seconds from submission; see ``InpaintRequest``.
@@ -142,16 +143,15 @@ class Job:
 
     def rows(self) -> Iterator[UnetRow]:
         """The rows of the next step: every sample, first with the negative prompt if any."""
-        scale = float(self.schedule.input_scale[self.step])
-        timestep = float(self.schedule.timesteps[self.step])
+        move = self.schedule.moves[self.step]
         deep = iter(() if self.deep is None else self.deep[-self.row_count :])
         for embeddings in self.texts:
             for i, sample in enumerate(self.state.latents):
                 conditioning = None if self.conditioning is None else self.conditioning[i]
                 yield UnetRow(
                     latents=sample,
-                    scale=scale,
-                    timestep=timestep,
+                    scale=move.input_scale,
+                    timestep=move.timestep,
                     embeddings=embeddings,
                     conditioning=conditioning,
                     deep=next(deep, None),
@@ -178,7 +178,7 @@ class Job:
         if foresee:
             seen = self.state.latents[0].copy(), guided[0].copy()
             foreseen = partial(schedulers.denoised, schedule, i, *seen)
-        noise = self._draw() if schedule.noise[i] else None
+        noise = None if schedule.moves[i].noise is None else self._draw()
         self.state = schedulers.step(schedule, i, self.state, guided, noise, self.room)
         self.step += 1
         if self.blend is not None:
@@ -254,7 +254,7 @@ def prepare(
         moments = Moments(
             encoder=models.vae_encoder,
             cache=cache,
-            pixels=draft.geometry.image_in(draft.image),
+            pixels=draft.geometry.image_in(draft.image, models.scratch),
             hole=hole,
         )
         cells = masks.to_latents_nearest(hole) if reference else masks.to_latents(hole)
@@ -311,19 +311,20 @@ def finish(job: Job, models: Models, checker: SafetyChecker | None) -> InpaintRe
             cannot be made.
     """
     draft = job.draft
-    made = np.empty((draft.samples, *draft.image.shape), np.uint8)
+    made, scratch = draft.image[None], models.scratch
+    if draft.samples > 1:
+        made = np.repeat(made, draft.samples, axis=0)
     for picture, latents in zip(made, job.state.latents, strict=True):
         with job.clock.stage("vae_decoder"):
             planes = draft.savings.decoder(models)(latents[None])
         if not np.isfinite(planes).all():
             raise SessionError("the networks gave values that are not numbers; no picture is made")
         with job.clock.stage("paste"):
-            generated = draft.geometry.image_out(to_levels(planes[0]))
+            generated = draft.geometry.image_out(to_levels(planes[0], scratch), scratch)
             if draft.reference:
                 picture[:] = generated
             else:
-                picture[:] = draft.image
-                paste(picture, generated, draft.mask, draft.geometry.box)
+                paste(picture, generated, draft.mask, draft.geometry.box, scratch)
     return _result(draft, made, job.clock, len(job.schedule), job.state.latents, checker)
 
 

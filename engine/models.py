@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import cv2
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.bundle import COMPONENTS, FAST_DECODER, SHALLOW_UNET, Bundle, Component, Latents
+from engine.scratch import Scratch
 from engine.sessions.base import Session
 
 Floats = npt.NDArray[np.float32]
@@ -34,14 +35,17 @@ def to_nchw(image: Rgb) -> Floats:
     return planes
 
 
-def to_levels(planes: Floats) -> Floats:
+def to_levels(planes: Floats, scratch: Scratch | None = None) -> Floats:
     """(3, H, W) float32 in [-1, 1] to whole levels from 0 to 255, (H, W, 3) float32, clipped and
-    rounded to nearest."""
-    levels = planes * np.float32(127.5)
+    rounded to nearest; in scratch memory where it is given."""
+    scratch = scratch or Scratch()
+    levels = scratch.floats("planes", planes.shape)
+    np.multiply(planes, np.float32(127.5), out=levels)
     levels += np.float32(127.5)
     np.clip(levels, 0, 255, out=levels)
     np.rint(levels, out=levels)
-    return np.asarray(cv2.merge(tuple(levels)), np.float32)
+    merged = scratch.floats("levels", (*planes.shape[1:], 3))
+    return np.asarray(cv2.merge(tuple(levels), dst=merged), np.float32)
 
 
 def to_rgb(planes: Floats) -> Rgb:
@@ -100,6 +104,7 @@ class _Feeds:
     sample: Floats
     timestep: Floats
     embeddings: Floats
+    by_name: dict[str, Floats]
     texts: list[weakref.ref[Floats] | None]
     conditionings: list[weakref.ref[Floats] | None]
 
@@ -138,16 +143,11 @@ class Unet:
         feeds = self._buffers(len(rows), rows[0])
         for i, row in enumerate(rows):
             feeds.fill(i, row)
-        inputs = {
-            "sample": feeds.sample,
-            "timestep": feeds.timestep,
-            "encoder_hidden_states": feeds.embeddings,
-        }
         if rows[0].shallow:
             assert self._shallow is not None
             deep = np.stack([row.deep for row in rows if row.deep is not None])
-            return self._shallow.run({**inputs, "deep_feature": deep})[0]
-        noise_pred, *features = self._session.run(inputs)
+            return self._shallow.run({**feeds.by_name, "deep_feature": deep})[0]
+        noise_pred, *features = self._session.run(feeds.by_name)
         for i, row in enumerate(rows):
             if row.deep is not None:
                 row.deep[:] = features[0][i]
@@ -158,10 +158,18 @@ class Unet:
         key = (batch, *plane, *text)
         feeds = self._feeds.pop(key, None)
         if feeds is None:
+            sample = np.empty((batch, self._channels, *plane), np.float32)
+            timestep = np.empty(batch, np.float32)
+            embeddings = np.empty((batch, *text), np.float32)
             feeds = _Feeds(
-                sample=np.empty((batch, self._channels, *plane), np.float32),
-                timestep=np.empty(batch, np.float32),
-                embeddings=np.empty((batch, *text), np.float32),
+                sample=sample,
+                timestep=timestep,
+                embeddings=embeddings,
+                by_name={
+                    "sample": sample,
+                    "timestep": timestep,
+                    "encoder_hidden_states": embeddings,
+                },
                 texts=[None] * batch,
                 conditionings=[None] * batch,
             )
@@ -232,7 +240,7 @@ class Preview:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Models:
-    """The networks of one bundle, opened."""
+    """The networks of one bundle, opened, and memory to work in for who runs them."""
 
     text_encoder: TextEncoder
     unet: Unet
@@ -241,6 +249,7 @@ class Models:
     vae_decoder_fast: VaeDecoder | None
     preview: Preview
     sessions: tuple[Session, ...]
+    scratch: Scratch = field(default_factory=Scratch)
 
     @classmethod
     def open(cls, bundle: Bundle, open_session: Callable[[Component], Session]) -> Models:

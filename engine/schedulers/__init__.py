@@ -18,6 +18,8 @@ Notation: ``a`` is the cumulative product of the alphas (DDPM, Ho et al. 2020, e
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 from engine.errors import InputError
@@ -41,6 +43,9 @@ __all__ = [
 
 SCHEDULERS: Final = tuple(MAKERS)
 """The names a request may ask for."""
+
+_KEPT: Final = 64
+"""Schedules made last that are kept: most requests ask for the same few."""
 
 DIFFUSERS_CLASSES: Final = {
     "ddim": "DDIMScheduler",
@@ -106,7 +111,20 @@ def make_schedule(
     """
     if name not in MAKERS:
         raise InputError("scheduler", f"is {name!r}; allowed: {', '.join(SCHEDULERS)}")
-    model = NoiseModel(config, name)
+    return _made(name, _Config(text=repr(config), values=config), num_inference_steps, start)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Config:
+    """A configuration that is known by what is written in it."""
+
+    text: str
+    values: Mapping[str, Any] = field(compare=False)
+
+
+@lru_cache(maxsize=_KEPT)
+def _made(name: str, config: _Config, num_inference_steps: int, start: int) -> Schedule:
+    model = NoiseModel(config.values, name)
     if num_inference_steps > model.train_steps:
         allowed = f"{name} allows 1 to {model.train_steps}"
         raise InputError("num_inference_steps", f"is {num_inference_steps}; {allowed}")

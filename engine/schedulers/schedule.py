@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -15,9 +15,26 @@ HISTORY: Final = 5
 """How many steps a solver may remember."""
 
 
+Weights = tuple[tuple[int, np.float32], ...]
+"""What is not 0 of a row of weights, by index."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """The coefficients of one step, ready to be used."""
+
+    timestep: float
+    input_scale: float
+    remember: tuple[np.float32, np.float32]
+    latents: np.float32
+    history: Weights
+    noise: np.float32 | None
+    corrector: tuple[np.float32, Weights] | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Schedule:
-    """The coefficients of ``n`` steps; see the module for the formula.
+    """The coefficients of ``n`` steps, read-only; see the module for the formula.
 
     Attributes:
         timesteps: (n,) what the UNet is told.
@@ -31,6 +48,7 @@ class Schedule:
             before began with, corrected: ``C[0] x_before + sum_k C[1 + k] h_(i-k)``.
         noising: (n, 2) clean latents are brought to step i by ``s[0] x0 + s[1] z``.
         init_noise_sigma: Standard deviation of the latents a run from pure noise begins with.
+        moves: The same step by step.
     """
 
     timesteps: Array
@@ -43,6 +61,28 @@ class Schedule:
     corrector: Array
     noising: Array
     init_noise_sigma: float
+    moves: tuple[Move, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        for array in (self.timesteps, self.input_scale, self.denoised, self.remember, self.latents):
+            array.flags.writeable = False
+        for array in (self.history, self.noise, self.corrector, self.noising):
+            array.flags.writeable = False
+        object.__setattr__(self, "moves", tuple(map(self._move, range(len(self)))))
+
+    def _move(self, i: int) -> Move:
+        corrector, noise = self.corrector[i], self.noise[i]
+        return Move(
+            timestep=float(self.timesteps[i]),
+            input_scale=float(self.input_scale[i]),
+            remember=_pair(self.remember[i]),
+            latents=np.float32(self.latents[i]),
+            history=_weights(self.history[i]),
+            noise=np.float32(noise) if noise else None,
+            corrector=(
+                (np.float32(corrector[0]), _weights(corrector[1:])) if corrector.any() else None
+            ),
+        )
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -97,19 +137,19 @@ def step(
         The state after the step; it shares no memory with ``noise_pred``.
     """
     room = Room(state.latents) if room is None else room
-    x, term = state.latents, room.term
-    remembered = _mix(schedule.remember[i], x, noise_pred, out=room.take(), term=term)
+    x, term, move = state.latents, room.term, schedule.moves[i]
+    remembered = _mix(move.remember, x, noise_pred, out=room.take(), term=term)
     history = (remembered, *state.history[: HISTORY - 1])
     base = x
-    if schedule.corrector[i].any():
+    if move.corrector is not None:
         assert state.previous is not None
-        base = np.multiply(state.previous, np.float32(schedule.corrector[i, 0]), out=room.take())
-        _add(base, schedule.corrector[i, 1:], history, term)
-    new = np.multiply(base, np.float32(schedule.latents[i]), out=room.take())
-    _add(new, schedule.history[i], history, term)
-    if schedule.noise[i]:
+        base = np.multiply(state.previous, move.corrector[0], out=room.take())
+        _add(base, move.corrector[1], history, term)
+    new = np.multiply(base, move.latents, out=room.take())
+    _add(new, move.history, history, term)
+    if move.noise is not None:
         assert noise is not None
-        new += np.multiply(noise, np.float32(schedule.noise[i]), out=term)
+        new += np.multiply(noise, move.noise, out=term)
     gone = (None if base is x else x, state.previous, *state.history[HISTORY - 1 :])
     for old in gone:
         if old is not None:
@@ -117,16 +157,20 @@ def step(
     return SolverState(latents=new, previous=base, history=history)
 
 
-def _add(to: Latents, weights: Array, history: tuple[Latents, ...], term: Latents) -> None:
+def _add(to: Latents, weights: Weights, history: tuple[Latents, ...], term: Latents) -> None:
     """Add the weighted h of the last steps, with the help of ``term``."""
-    for weight, h in zip(weights, history, strict=False):
-        if weight:
-            to += np.multiply(h, np.float32(weight), out=term)
+    for k, weight in weights:
+        if k < len(history):
+            to += np.multiply(history[k], weight, out=term)
+
+
+def _weights(row: Array) -> Weights:
+    return tuple((k, np.float32(weight)) for k, weight in enumerate(row) if weight)
 
 
 def denoised(schedule: Schedule, i: int, latents: Latents, noise_pred: Latents) -> Latents:
     """The clean latents foreseen at step ``i``, for previews."""
-    return _mix(schedule.denoised[i], latents, noise_pred)
+    return _mix(_pair(schedule.denoised[i]), latents, noise_pred)
 
 
 def add_noise(
@@ -135,11 +179,15 @@ def add_noise(
     """Bring clean latents to the noise level at which step ``i`` starts, in a new array or in one
     that is taken from a room."""
     out, term = (None, None) if room is None else (room.take(), room.term)
-    return _mix(schedule.noising[i], clean, noise, out=out, term=term)
+    return _mix(_pair(schedule.noising[i]), clean, noise, out=out, term=term)
+
+
+def _pair(weights: Array) -> tuple[np.float32, np.float32]:
+    return np.float32(weights[0]), np.float32(weights[1])
 
 
 def _mix(
-    weights: Array,
+    weights: tuple[np.float32, np.float32],
     a: Latents,
     b: Latents,
     *,
@@ -150,7 +198,7 @@ def _mix(
 
     The sum is made in ``out`` with the help of ``term``, or in new arrays.
     """
-    first, second = np.float32(weights[0]), np.float32(weights[1])
+    first, second = weights
     if first == 0.0:
         return np.multiply(b, second, out=out)
     mixed = np.multiply(a, first, out=out)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from engine import Bundle, Engine
+from engine.errors import TensorMismatch
 from engine.models import Unet, UnetRow
 from engine.schedulers import Room, SolverState, make_schedule, step
 from engine.sessions import open_session, select
@@ -161,3 +162,31 @@ def test_a_network_reads_what_lies_there_now(bundle_path: Path) -> None:
     wide = session.run({"latents": np.ones((1, 4, 8, 16), np.float32)})[0]
     assert wide.shape == (1, 3, 64, 128)
     assert np.array_equal(session.run({"latents": latents})[0], changed)
+
+
+def test_the_door_stays_shut_for_arrays_that_passed_it(bundle_path: Path) -> None:
+    """What was checked once is known by the array itself, not by its name or its shape."""
+    bundle = Bundle.open(bundle_path)
+    component = bundle.components["vae_decoder"]
+    session = open_session(select("cpu"), bundle.path, component, threads=1)
+    latents = np.ones((1, 4, 8, 8), np.float32)
+    session.run({"latents": latents})
+    assert session.run({"latents": latents})[0].shape == (1, 3, 64, 64)
+    with pytest.raises(TensorMismatch, match="float64"):
+        session.run({"latents": latents.astype(np.float64)})
+    with pytest.raises(TensorMismatch, match="missing"):
+        session.run({"others": latents})
+    with pytest.raises(TensorMismatch, match="not known"):
+        session.run({"latents": latents, "others": latents})
+    with pytest.raises(TensorMismatch, match="contiguous"):
+        session.run({"latents": latents.transpose(0, 1, 3, 2)})
+
+
+def test_a_schedule_is_made_once() -> None:
+    first = make_schedule("ddim", SCHEDULER, num_inference_steps=9)
+    assert make_schedule("ddim", dict(SCHEDULER), num_inference_steps=9) is first
+    other = make_schedule("ddim", SCHEDULER | {"beta_end": 0.013}, num_inference_steps=9)
+    assert not np.array_equal(other.latents, first.latents)
+    assert len(make_schedule("ddim", SCHEDULER, num_inference_steps=9, start=2)) == 7
+    with pytest.raises(ValueError, match="read-only"):
+        first.history[0, 0] = 1.0
