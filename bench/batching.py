@@ -100,6 +100,8 @@ def measure(
                 taken[name].append([one.seconds for one in outcomes])
                 pictures[name] = [one.images for one in outcomes]
             apart = max(apart, *map(_apart, *pictures.values()))
+            better = np.mean(taken["fifo"][-1]) / np.mean(taken["continuous"][-1])
+            tell(f"batching: capacity {capacities[-1]:.2f}/s, mean latency {better:.2f}x better")
             for name in reversed(ways) if i % 2 == 0 else ways:
                 rates[name].append(_saturated(engine, CLIENTS[name], i))
         made_by = {"bundle": engine.bundle.path.name, "device": engine.device.name}

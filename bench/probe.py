@@ -5,6 +5,7 @@ Whatever the engine does round a run (checks, bindings, copies) is the engine's 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,10 +40,9 @@ class Probe:
         return runs
 
     def _watch(self, name: str, session: Any) -> None:
-        innermost = session  # the engine's own meter lies round it
-        while hasattr(innermost._session, "outputs"):
-            innermost = innermost._session
-        watched = _Watched(innermost._session)
+        while not hasattr(session._session, "run_with_iobinding"):
+            session = session._session  # what the engine puts round a session is the engine's time
+        watched = _Watched(session._session)
         run = session.run
 
         def noted(feeds: Mapping[str, Any]) -> Any:
@@ -51,7 +51,7 @@ class Probe:
             self._runs.append(Run(network=name, shapes=shapes, seconds=watched.seconds))
             return outputs
 
-        innermost._session, session.run = watched, noted
+        session._session, session.run = watched, noted
 
 
 class _Watched:
@@ -59,7 +59,7 @@ class _Watched:
 
     def __init__(self, session: Any) -> None:
         self._real: Final = session
-        self.seconds = 0.0
+        self.seconds = math.nan
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)

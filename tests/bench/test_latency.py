@@ -35,6 +35,7 @@ def test_stages_add_up(bundle_path: Path) -> None:
         sample(engine, probe, 0)
         made = sample(engine, probe, 1)
     stages = made.stages
+    assert all(run.seconds > 0 for run in made.runs)
     networks = sum(run.seconds for run in made.runs)
     names = [run.network for run in made.runs]
     assert names.count("unet") == made.result.steps_run
