@@ -1,8 +1,8 @@
 """Continuous batching against the same engine that makes one picture after the other.
 
 Requests of 4, 8 and 25 steps come at random moments, at a share of what the engine can do one at a
-time, measured just before. Both ways see the same arrivals and the same requests, by turns. Then
-both are kept as busy as they can be.
+time, which is measured before and after. Both ways see the same arrivals and the same requests, by
+turns, and nothing is cached. Then the engine is kept as busy as it can be.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -25,8 +25,8 @@ from engine import Engine, EngineError, InpaintRequest, Ticket
 
 STEPS: Final = (4, 8, 25)
 LOAD: Final = 0.7
-CLIENTS: Final = {"continuous": 8, "fifo": 1}
-"""Who ask again as soon as they have their picture, in the saturation of each way."""
+CLIENTS: Final = 8
+"""Who ask again as soon as they have their picture, in the saturation."""
 MIX: Final = 12
 """Pictures of one saturation."""
 WARM_UP: Final = 3
@@ -41,6 +41,10 @@ class Arrival:
 
     due: float
     request: InpaintRequest
+
+    def at(self, speed: float) -> Arrival:
+        """The same where the clock runs ``speed`` times as fast."""
+        return replace(self, due=self.due / speed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,30 +84,29 @@ def measure(
         EngineError: When the engine cannot be opened, or a picture fails.
     """
     ways: dict[str, Way] = {"continuous": continuously, "fifo": one_at_a_time}
-    with Engine.open(bundle, device=device) as engine:
+    seen = _Seen(ways=tuple(ways))
+    with Engine.open(bundle, device=device, cache_bytes=0) as engine:
         for i in range(WARM_UP):
             engine.inpaint(_request(i, STEPS[0]))
-        taken: dict[str, list[list[float]]] = {name: [] for name in ways}
-        rates: dict[str, list[float]] = {name: [] for name in ways}
-        capacities: list[float] = []
-        steps: list[int] = []
-        apart = 0
+        capacity = _capacity(engine)
         for i in range(rounds):
             tell(f"batching: round {i + 1} of {rounds}")
-            capacities.append(_capacity(engine))
-            rng = np.random.default_rng(seed + i)
-            arrivals = list(poisson(rng, requests, LOAD * capacities[-1]))
-            steps += [a.request.num_inference_steps or 0 for a in arrivals]
+            arrivals = list(poisson(np.random.default_rng(seed + i), requests, LOAD))
+            seen.steps += [arrival.request.num_inference_steps or 0 for arrival in arrivals]
             pictures: dict[str, list[Images]] = {}
             for name in ways if i % 2 == 0 else reversed(ways):
-                outcomes = ways[name](engine, arrivals)
-                taken[name].append([one.seconds for one in outcomes])
+                before = capacity
+                outcomes = ways[name](engine, [arrival.at(before) for arrival in arrivals])
+                capacity = _capacity(engine)
+                speed = (before + capacity) / 2
+                seen.capacities.append(speed)
+                seen.units[name].append([one.seconds * speed for one in outcomes])
                 pictures[name] = [one.images for one in outcomes]
-            apart = max(apart, *map(_apart, *pictures.values()))
-            better = np.mean(taken["fifo"][-1]) / np.mean(taken["continuous"][-1])
-            tell(f"batching: capacity {capacities[-1]:.2f}/s, mean latency {better:.2f}x better")
-            for name in reversed(ways) if i % 2 == 0 else ways:
-                rates[name].append(_saturated(engine, CLIENTS[name], i))
+            seen.apart = max(seen.apart, *map(_apart, *pictures.values()))
+            before, rate = capacity, _saturated(engine, i)
+            capacity = _capacity(engine)
+            seen.throughput.append(rate / ((before + capacity) / 2))
+            tell(f"batching: mean latency {seen.better(-1):.2f}x better, at {speed:.2f} a second")
         made_by = {"bundle": engine.bundle.path.name, "device": engine.device.name}
     return {
         "made_by": made_by,
@@ -112,12 +115,71 @@ def measure(
             "requests_per_round": requests,
             "steps": "/".join(map(str, STEPS)),
             "load": LOAD,
-            "fifo_capacity_per_s": round(median(capacities), 3),
-            "fifo_capacity_lowest": round(min(capacities), 3),
-            "clients_at_saturation": CLIENTS["continuous"],
+            "clients_at_saturation": CLIENTS,
         },
-        **{name: _figures(taken[name], rates[name], steps) for name in ways},
-        "ratios": _ratios(taken, rates) | {"pictures_differ_by_at_most": {"levels": apart}},
+        **seen.figures(),
+    }
+
+
+@dataclass(slots=True, kw_only=True)
+class _Seen:
+    """What the rounds gave. Latencies are in units: the time that one picture of the mix takes
+    alone, as measured before and after, so that a machine whose speed changes between the ways does
+    not decide between them."""
+
+    ways: tuple[str, ...]
+    units: dict[str, list[list[float]]] = field(default_factory=dict)
+    capacities: list[float] = field(default_factory=list)
+    throughput: list[float] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    apart: int = 0
+
+    def __post_init__(self) -> None:
+        self.units = {name: [] for name in self.ways}
+
+    def better(self, i: int) -> float:
+        """How many times the mean latency of round ``i`` is better than one at a time."""
+        return float(np.mean(self.units["fifo"][i]) / np.mean(self.units["continuous"][i]))
+
+    def figures(self) -> dict[str, Any]:
+        capacities = {
+            "median": round(median(self.capacities), 2),
+            "lowest": round(min(self.capacities), 2),
+            "highest": round(max(self.capacities), 2),
+        }
+        pairs = list(zip(self.units["fifo"], self.units["continuous"], strict=True))
+        ratios = {
+            "mean_latency": [self.better(i) for i in range(len(pairs))],
+            "p95_latency": [percentile(f, 0.95) / percentile(c, 0.95) for f, c in pairs],
+            "throughput": self.throughput,
+        }
+        return {
+            "pictures_a_second_one_at_a_time": capacities,
+            "latency_in_pictures": {name: self._latency(name) for name in self.ways},
+            "times_better": {name: _by_round(values) for name, values in ratios.items()},
+            "pictures_differ_by_at_most": {"levels": self.apart},
+        }
+
+    def _latency(self, name: str) -> dict[str, Any]:
+        units = [unit for one in self.units[name] for unit in one]
+        found = {
+            "mean": round(float(np.mean(units)), 2),
+            "median": round(median(units), 2),
+            "p95": round(percentile(units, 0.95), 2),
+            "max": round(max(units), 2),
+        }
+        for kind in STEPS:
+            mine = [unit for unit, n in zip(units, self.steps, strict=True) if n == kind]
+            if mine:
+                found[f"mean_of_{kind}_steps"] = round(float(np.mean(mine)), 2)
+        return found
+
+
+def _by_round(ratios: Sequence[float]) -> dict[str, Any]:
+    return {
+        "median": round(median(ratios), 3),
+        "lowest": round(min(ratios), 3),
+        "highest": round(max(ratios), 3),
     }
 
 
@@ -181,8 +243,8 @@ def _capacity(engine: Engine) -> float:
     return len(mix) / max(one.seconds for one in one_at_a_time(engine, mix))
 
 
-def _saturated(engine: Engine, clients: int, i: int) -> float:
-    """Pictures a second of so many clients who ask again as soon as they have their picture."""
+def _saturated(engine: Engine, i: int) -> float:
+    """Pictures a second of ``CLIENTS`` who ask again as soon as they have their picture."""
     mix = [_request(i * MIX + n, STEPS[n % len(STEPS)]) for n in range(MIX)]
     coming, lock = iter(mix), threading.Lock()
     failed: list[EngineError] = []
@@ -199,7 +261,7 @@ def _saturated(engine: Engine, clients: int, i: int) -> float:
                 failed.append(exc)
                 return
 
-    threads = [threading.Thread(target=client, daemon=True) for _ in range(clients)]
+    threads = [threading.Thread(target=client, daemon=True) for _ in range(CLIENTS)]
     begin = time.perf_counter()
     for thread in threads:
         thread.start()
@@ -226,38 +288,3 @@ def _sleep_until(moment: float) -> None:
 
 def _apart(one: Images, other: Images) -> int:
     return int(np.abs(one.astype(np.int16) - other).max())
-
-
-def _figures(
-    rounds: Sequence[Sequence[float]], rates: Sequence[float], steps: Sequence[int]
-) -> dict[str, Any]:
-    seconds = [second for one in rounds for second in one]
-    found: dict[str, Any] = {
-        "mean_ms": round(float(np.mean(seconds)) * 1e3, 1),
-        "median_ms": round(median(seconds) * 1e3, 1),
-        "p95_ms": round(percentile(seconds, 0.95) * 1e3, 1),
-        "max_ms": round(max(seconds) * 1e3, 1),
-    }
-    for kind in STEPS:
-        mine = [s for s, n in zip(seconds, steps, strict=True) if n == kind]
-        if mine:
-            found[f"mean_ms_of_{kind}_steps"] = round(float(np.mean(mine)) * 1e3, 1)
-    return found | {"saturated_per_s": round(median(rates), 3)}
-
-
-def _ratios(taken: dict[str, list[list[float]]], rates: dict[str, list[float]]) -> dict[str, Any]:
-    """Round by round, above 1 where continuous batching is the better; the median of the rounds."""
-    pairs = list(zip(taken["fifo"], taken["continuous"], strict=True))
-    per_round = {
-        "mean_latency": [float(np.mean(f) / np.mean(c)) for f, c in pairs],
-        "p95_latency": [percentile(f, 0.95) / percentile(c, 0.95) for f, c in pairs],
-        "throughput": [c / f for f, c in zip(rates["fifo"], rates["continuous"], strict=True)],
-    }
-    return {
-        name: {
-            "median": round(median(ratios), 3),
-            "lowest": round(min(ratios), 3),
-            "highest": round(max(ratios), 3),
-        }
-        for name, ratios in per_round.items()
-    }

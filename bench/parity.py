@@ -2,7 +2,7 @@
 
 Every way is compared with the first: its time round by round, and its pictures by PSNR, largest
 difference and SSIM. A generated picture that differs is not for that a worse one; the figures say
-how far it is the same.
+how far it is the same. Nothing is cached.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def measure(
     apart: dict[str, list[Difference]] = {variant.name: [] for variant in others}
     with ExitStack() as stack:
         engines = {
-            path: stack.enter_context(Engine.open(path, device=device))
+            path: stack.enter_context(Engine.open(path, device=device, cache_bytes=0))
             for path in dict.fromkeys(variant.bundle or bundle for variant in variants)
         }
         for i in range(1 + rounds):

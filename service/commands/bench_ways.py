@@ -66,7 +66,7 @@ def add(actions: Commands, tell: Callable[[str], None]) -> list[tuple[Any, Measu
     )
     return [
         (parity, lambda arguments: _parity(arguments, tell), 3),
-        (batching, lambda arguments: _batching(arguments, tell), 3),
+        (batching, lambda arguments: _batching(arguments, tell), 4),
     ]
 
 

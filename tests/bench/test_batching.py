@@ -20,14 +20,14 @@ def test_batching(bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     command = ["bench", "batching", "--bundle", str(bundle_path), "--repetitions", "2"]
     assert main([*command, "--requests", "6", "--json", str(file)]) == 0
     found = json.loads(file.read_text())
-    assert found["trace"]["fifo_capacity_per_s"] > 0
+    assert found["pictures_a_second_one_at_a_time"]["lowest"] > 0
     for way in ("continuous", "fifo"):
-        assert 0 < found[way]["mean_ms"] <= found[way]["max_ms"]
-        assert found[way]["saturated_per_s"] > 0
-    ratios = found["ratios"]
+        latency = found["latency_in_pictures"][way]
+        assert 0 < latency["median"] <= latency["p95"] <= latency["max"]
     for name in ("mean_latency", "p95_latency", "throughput"):
-        assert ratios[name]["highest"] >= ratios[name]["median"] >= ratios[name]["lowest"] > 0
-    assert ratios["pictures_differ_by_at_most"]["levels"] <= 1
+        ratio = found["times_better"][name]
+        assert ratio["highest"] >= ratio["median"] >= ratio["lowest"] > 0
+    assert found["pictures_differ_by_at_most"]["levels"] <= 1
 
 
 def test_arrivals_are_the_same_again_and_as_many_as_said() -> None:
@@ -40,6 +40,12 @@ def test_arrivals_are_the_same_again_and_as_many_as_said() -> None:
     assert first != made(2)
     assert 300 / first[-1][0] == pytest.approx(20, rel=0.2)
     assert {steps for _, steps in first} == set(batching.STEPS)
+
+
+def test_the_clock_of_a_trace_follows_the_machine() -> None:
+    arrival = batching.Arrival(due=6.0, request=batching._request(0, 4))
+    assert arrival.at(4.0).due == 1.5
+    assert arrival.at(4.0).request is arrival.request
 
 
 def test_latency_counts_from_when_a_request_was_due(bundle_path: Path) -> None:
@@ -58,4 +64,4 @@ def test_a_failure_ends_the_measurement(bundle_path: Path) -> None:
     with pytest.raises(EngineError, match="closed"):
         batching.one_at_a_time(engine, arrivals)
     with pytest.raises(EngineError, match="closed"):
-        batching._saturated(engine, 2, 0)
+        batching._saturated(engine, 0)
