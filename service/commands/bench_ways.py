@@ -60,13 +60,13 @@ def add(actions: Commands, tell: Callable[[str], None]) -> list[tuple[Any, Measu
     batching.add_argument(
         "--requests",
         type=int,
-        default=24,
+        default=200,
         metavar="N",
-        help="requests of a round (default: 24)",
+        help="requests of a round (default: 200)",
     )
     return [
         (parity, lambda arguments: _parity(arguments, tell), 3),
-        (batching, lambda arguments: _batching(arguments, tell), 4),
+        (batching, lambda arguments: _batching(arguments, tell), 2),
     ]
 
 
@@ -111,9 +111,9 @@ def _batching(arguments: argparse.Namespace, tell: Callable[[str], None]) -> dic
     from bench import batching
     from engine import EngineError
 
-    if arguments.requests < 1:
-        least = f"--requests is {arguments.requests}; must be at least 1"
-        raise CommandError(least, code=USAGE)
+    if arguments.requests <= batching.SETTLING:
+        least = f"must be at least {batching.SETTLING + 1}"
+        raise CommandError(f"--requests is {arguments.requests}; {least}", code=USAGE)
     try:
         return batching.measure(
             bundle=arguments.bundle,

@@ -16,6 +16,7 @@ from service.cli import main
 def test_batching(bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batching, "STEPS", (1, 2, 3))
     monkeypatch.setattr(batching, "MIX", 3)
+    monkeypatch.setattr(batching, "SETTLING", 2)
     file = tmp_path / "batching.json"
     command = ["bench", "batching", "--bundle", str(bundle_path), "--repetitions", "2"]
     assert main([*command, "--requests", "6", "--json", str(file)]) == 0
@@ -26,7 +27,9 @@ def test_batching(bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert 0 < latency["median"] <= latency["p95"] <= latency["max"]
     for name in ("mean_latency", "p95_latency", "throughput"):
         ratio = found["times_better"][name]
-        assert ratio["highest"] >= ratio["median"] >= ratio["lowest"] > 0
+        assert ratio["highest_round"] >= ratio["lowest_round"] > 0
+        assert ratio["all_rounds"] > 0
+    assert found["trace"]["left_out_of_each"] == 2
     assert found["pictures_differ_by_at_most"]["levels"] <= 1
 
 
@@ -40,6 +43,11 @@ def test_arrivals_are_the_same_again_and_as_many_as_said() -> None:
     assert first != made(2)
     assert 300 / first[-1][0] == pytest.approx(20, rel=0.2)
     assert {steps for _, steps in first} == set(batching.STEPS)
+
+
+def test_too_few_requests(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "batching", "--requests", "20"]) == 2
+    assert "error: --requests is 20; must be at least 21" in capsys.readouterr().err
 
 
 def test_the_clock_of_a_trace_follows_the_machine() -> None:
