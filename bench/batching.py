@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -93,7 +93,7 @@ def measure(
         capacity = _capacity(engine)
         for i in range(rounds):
             tell(f"batching: round {i + 1} of {rounds}")
-            arrivals = list(poisson(np.random.default_rng(seed + i), requests, LOAD))
+            arrivals = poisson(np.random.default_rng(seed + i), requests, LOAD)
             kept = arrivals[SETTLING:]
             seen.steps += [arrival.request.num_inference_steps or 0 for arrival in kept]
             pictures: dict[str, list[Images]] = {}
@@ -152,24 +152,20 @@ class _Seen:
             "highest": round(max(self.capacities), 2),
         }
         rounds = list(zip(self.units["fifo"], self.units["continuous"], strict=True))
-        fifo, continuous = self._pooled("fifo"), self._pooled("continuous")
         ratios = {
-            name: _range(ratio(fifo, continuous), [ratio(f, c) for f, c in rounds])
-            for name, ratio in (("mean_latency", _mean_ratio), ("p95_latency", _p95_ratio))
+            "mean_latency": [_mean_ratio(fifo, continuous) for fifo, continuous in rounds],
+            "p95_latency": [_p95_ratio(fifo, continuous) for fifo, continuous in rounds],
+            "throughput": self.throughput,
         }
-        ratios["throughput"] = _range(median(self.throughput), self.throughput)
         return {
             "pictures_a_second_one_at_a_time": capacities,
             "latency_in_pictures": {name: self._latency(name) for name in self.ways},
-            "times_better": ratios,
+            "times_better": {name: _by_round(values) for name, values in ratios.items()},
             "pictures_differ_by_at_most": {"levels": self.apart},
         }
 
-    def _pooled(self, name: str) -> list[float]:
-        return [unit for one in self.units[name] for unit in one]
-
     def _latency(self, name: str) -> dict[str, Any]:
-        units = self._pooled(name)
+        units = [unit for one in self.units[name] for unit in one]
         found = {
             "mean": round(float(np.mean(units)), 2),
             "median": round(median(units), 2),
@@ -191,20 +187,26 @@ def _p95_ratio(longer: Sequence[float], shorter: Sequence[float]) -> float:
     return percentile(longer, 0.95) / percentile(shorter, 0.95)
 
 
-def _range(overall: float, rounds: Sequence[float]) -> dict[str, Any]:
+def _by_round(ratios: Sequence[float]) -> dict[str, Any]:
     return {
-        "all_rounds": round(overall, 3),
-        "lowest_round": round(min(rounds), 3),
-        "highest_round": round(max(rounds), 3),
+        "median": round(median(ratios), 3),
+        "lowest": round(min(ratios), 3),
+        "highest": round(max(ratios), 3),
     }
 
 
-def poisson(rng: np.random.Generator, count: int, rate: float) -> Iterator[Arrival]:
-    """Requests at random moments, ``rate`` a second; each has a picture and a prompt of its own."""
-    due = 0.0
-    for i in range(count):
-        due += float(rng.exponential(1 / rate))
-        yield Arrival(due=due, request=_request(i, int(rng.choice(STEPS))))
+def poisson(rng: np.random.Generator, count: int, rate: float) -> list[Arrival]:
+    """Requests at random moments, ``rate`` a second; each has a picture and a prompt of its own.
+
+    The moments are those of a Poisson process of which ``count`` fell into ``count / rate`` seconds,
+    and there are as many of each kind, so that the load is what is said and not what chance made.
+    """
+    moments = np.sort(rng.uniform(0, count / rate, count))
+    kinds = rng.permutation(np.resize(STEPS, count))
+    return [
+        Arrival(due=float(due), request=_request(i, int(steps)))
+        for i, (due, steps) in enumerate(zip(moments, kinds, strict=True))
+    ]
 
 
 def continuously(engine: Engine, arrivals: Sequence[Arrival]) -> list[Outcome]:

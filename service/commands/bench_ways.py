@@ -60,13 +60,13 @@ def add(actions: Commands, tell: Callable[[str], None]) -> list[tuple[Any, Measu
     batching.add_argument(
         "--requests",
         type=int,
-        default=200,
+        default=130,
         metavar="N",
-        help="requests of a round (default: 200)",
+        help="requests of a round (default: 130)",
     )
     return [
         (parity, lambda arguments: _parity(arguments, tell), 3),
-        (batching, lambda arguments: _batching(arguments, tell), 2),
+        (batching, lambda arguments: _batching(arguments, tell), 3),
     ]
 
 
