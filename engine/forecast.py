@@ -27,7 +27,7 @@ class Share:
         steps: Steps that it has still to make.
         before: Seconds that hold everybody up before it joins.
         after: Seconds that hold everybody up when its last step is made.
-        served: See ``engine.loop``.
+        waited: See ``engine.batcher``.
         rows_done: Rows of the step under way that were served already.
     """
 
@@ -37,12 +37,16 @@ class Share:
     steps: int
     before: float = 0.0
     after: float = 0.0
-    served: int = 0
+    waited: int = 0
     rows_done: int = 0
 
     @property
     def pixels(self) -> int:
         return self.rows * self.row_pixels
+
+    @property
+    def left(self) -> int:
+        return self.pixels * self.steps - self.row_pixels * self.rows_done
 
 
 def step_ends(
@@ -56,8 +60,7 @@ def step_ends(
 ) -> list[float]:
     """Seconds from joining to the end of each of a job's steps.
 
-    That a job makes more steps changes nothing for its earlier ones, so one game answers for every
-    number of steps.
+    All of them depend on how many it makes: with fewer left, it goes first more often.
 
     Args:
         mine: The job that joins now. The shares are used up.
@@ -68,7 +71,6 @@ def step_ends(
         horizon: Later steps are left out.
     """
     active, coming = list(running), deque(waiting)
-    mine.served = min((share.served for share in active), default=0)
     active.append(mine)
     ends: list[float] = []
     now, first = 0.0, True
@@ -76,12 +78,14 @@ def step_ends(
         if coming and not first:
             comer = coming.popleft()
             now += comer.before
-            comer.served = min(share.served for share in active)
             active.append(comer)
         first = False
-        batch = pick(sorted(active, key=lambda share: share.served), max_pixels=max_pixels)
+        batch = pick(active, max_pixels=max_pixels)
         active = [share for share in active if share not in batch]
-        now += _call(batch, unet, max_pixels)
+        worked, seconds = _call(batch, unet, max_pixels)
+        now += seconds
+        for share in active:
+            share.waited += worked
         over = [share for share in batch if share.rows_done == 0]
         for share in over:
             share.steps -= 1
@@ -92,15 +96,12 @@ def step_ends(
     return [end for end in ends if end <= horizon]
 
 
-def _call(batch: list[Share], unet: UnetSeconds, max_pixels: int) -> float:
-    """Serve a batch, or a part of the one job that is too much for a call."""
+def _call(batch: list[Share], unet: UnetSeconds, max_pixels: int) -> tuple[int, float]:
+    """Serve a batch, or a part of the one job that is too much for a call: pixels and seconds."""
     rows, pixels = sum(share.rows for share in batch), sum(share.pixels for share in batch)
     if pixels <= max_pixels or rows == 1:
-        for share in batch:
-            share.served += share.pixels
-        return unet(batch[0].row_pixels, rows)
+        return pixels, unet(batch[0].row_pixels, rows)
     (alone,) = batch
     part = min(max(1, max_pixels * rows // pixels), rows - alone.rows_done)
-    alone.served += alone.row_pixels * part
     alone.rows_done = (alone.rows_done + part) % rows
-    return unet(alone.row_pixels, part)
+    return alone.row_pixels * part, unet(alone.row_pixels, part)

@@ -52,8 +52,8 @@ class _Running:
 
     ticket: Ticket
     job: Job
-    served: int
-    """Pixels the UNet has worked on for it, plus what the others had when it joined."""
+    waited: int = 0
+    """Pixels the UNet has worked on without it."""
     parts: list[npt.NDArray[np.float32]] = field(default_factory=list)
     """What the UNet has said to the first rows of the step under way, where one call is too
     small for all of them."""
@@ -65,6 +65,17 @@ class _Running:
     @property
     def pixels(self) -> int:
         return self.job.pixels
+
+    @property
+    def rows_done(self) -> int:
+        """Rows of the step under way that the UNet has answered."""
+        return sum(map(len, self.parts))
+
+    @property
+    def left(self) -> int:
+        job = self.job
+        steps = len(job.schedule) - job.step
+        return job.pixels * steps - job.pixels // job.row_count * self.rows_done
 
 
 class Loop:
@@ -168,9 +179,8 @@ class Loop:
             self._checker.close()
 
     def _advance(self) -> None:
-        """One UNet call, for those whom the least was done for so far."""
-        due = sorted(self._running, key=lambda running: running.served)
-        batch = pick(due, max_pixels=self._max_batch_pixels)
+        """One UNet call; the others wait."""
+        batch = pick(self._running, max_pixels=self._max_batch_pixels)
         if batch:
             self._running = [r for r in self._running if r not in batch]
             self._run(batch)
@@ -228,8 +238,7 @@ class Loop:
         except Exception as exc:
             ticket.settle(_as_engine_error(exc))
             return
-        least = min((running.served for running in self._running), default=0)
-        self._running.append(_Running(ticket=ticket, job=job, served=least))
+        self._running.append(_Running(ticket=ticket, job=job))
 
     def _planned(self, draft: Draft, clock: Clock) -> Draft:
         """A draft that is about to join, as it has to be to meet its deadline."""
@@ -240,7 +249,7 @@ class Loop:
             raise DeadlineMissed("the request was not begun before its deadline")
         with self._wake:
             waiting = [s.draft for s in self._submitted][: MAX_RUNNING - len(self._running) - 1]
-        running = [(r.job, r.served, sum(map(len, r.parts))) for r in self._running]
+        running = [(r.job, r.waited, r.rows_done) for r in self._running]
         return self._planner.plan(draft, left=left, running=running, waiting=waiting)
 
     def _run(self, batch: list[_Running]) -> None:
@@ -286,20 +295,24 @@ class Loop:
         rows = [row for running in batch for row in running.job.rows()]
         pixels = sum(running.pixels for running in batch)
         if pixels <= self._max_batch_pixels or len(rows) == 1:
-            for running in batch:
-                running.served += running.pixels
+            self._wait(pixels)
             return self._models.unet(rows)
         (alone,) = batch
-        done = sum(len(part) for part in alone.parts)
+        done = alone.rows_done
         size = max(1, self._max_batch_pixels * len(rows) // pixels)
         part = rows[done : done + size]
-        alone.served += alone.pixels * len(part) // len(rows)
+        self._wait(pixels * len(part) // len(rows))
         alone.parts.append(self._models.unet(part).copy())
         if done + len(part) < len(rows):
             return None
         answer = np.concatenate(alone.parts)
         alone.parts.clear()
         return answer
+
+    def _wait(self, pixels: int) -> None:
+        """Those who are no part of the call under way wait for it."""
+        for running in self._running:
+            running.waited += pixels
 
     def _preview(self, foreseen: Foreseen) -> npt.NDArray[np.uint8]:
         return self._models.preview(foreseen())

@@ -80,7 +80,7 @@ class Planner:
         Args:
             draft: With a deadline and something to do; it is about to join the loop.
             left: Seconds until its deadline.
-            running: Jobs in the loop, each with what it was served (see ``engine.loop``) and the
+            running: Jobs in the loop, each with what it waited (see ``engine.batcher``) and the
                 rows of its step under way that are done.
             waiting: What will join after it.
 
@@ -96,21 +96,28 @@ class Planner:
         def unet(pixels: int, rows: int) -> float | None:
             return self._costs.seconds("unet", pixels=pixels, rows=rows)
 
-        @cache
-        def ends(share: float) -> list[float]:
-            """When the steps are made at a working size, from now on."""
+        def ends(share: float, calls: int, *, company: bool) -> list[float]:
+            """When the calls of a working size are made, from now on."""
             mine = self._share(dataclasses.replace(draft, geometry=sizes[share]))
-            others = [self._running(*job) for job in running]
-            comers = [self._share(other) for other in waiting]
+            mine.steps = calls
             made = step_ends(
                 mine,
-                running=others,
-                waiting=comers,
+                running=[self._running(*job) for job in running] if company else (),
+                waiting=[self._share(other) for other in waiting] if company else (),
                 unet=lambda pixels, rows: unet(pixels, rows) or 0.0,
                 max_pixels=self._max_batch_pixels,
-                horizon=left if others or comers else math.inf,
+                horizon=left if company else math.inf,
             )
             return [mine.before + end for end in made]
+
+        @cache
+        def alone(share: float) -> list[float]:
+            return ends(share, len(draft.schedule or ()), company=False)
+
+        @cache
+        def together(share: float, calls: int) -> float:
+            found = ends(share, calls, company=True)
+            return found[-1] if len(found) == calls else math.inf
 
         per_step = calls_per_step(draft.scheduler)
         extra = len(draft.schedule or ()) - per_step * (asked - first_step(draft, asked))
@@ -120,8 +127,10 @@ class Planner:
                 return None
             after = self._after(draft, sizes[rung.share], rung.vae)
             calls = per_step * (rung.steps - first_step(draft, rung.steps)) + extra
-            found = ends(rung.share)
-            return found[calls - 1] + after if calls <= len(found) else math.inf
+            end = alone(rung.share)[calls - 1]
+            if (running or waiting) and end + after <= left:
+                end = together(rung.share, calls)
+            return end + after
 
         fewest = fewest_steps(draft.scheduler, asked)
         rungs = list(ladder(asked=asked, fewest=fewest, shares=tuple(sizes), vaes=vaes))
@@ -224,10 +233,10 @@ class Planner:
             after=self._after(draft, draft.geometry, draft.savings.vae),
         )
 
-    def _running(self, job: Job, served: int, rows_done: int) -> Share:
+    def _running(self, job: Job, waited: int, rows_done: int) -> Share:
         share = self._share(job.draft)
         share.steps = len(job.schedule) - job.step
-        share.served, share.rows_done = served, rows_done
+        share.waited, share.rows_done = waited, rows_done
         return share
 
 

@@ -99,20 +99,21 @@ def test_costs_of_a_bad_moment_are_not_believed_for_ever(manual: Engine, ask: An
 
 
 def test_company_counts(manual: Engine, ask: Any) -> None:
-    """A request that would be in time alone gets fewer steps beside others of another shape."""
+    """A request that would be in time alone gets fewer steps beside another of another shape that
+    has less left to do."""
     manual.inpaint(ask(region="full"))
     plant(manual, 1.0, pixels=128 * 96, rows=2)
     plant(manual, 1.0, pixels=128 * 128, rows=2)
-    others = [manual.submit(ask(num_inference_steps=50, width=128, height=128, region="full"))]
+    other = manual.submit(ask(num_inference_steps=6, width=128, height=128, region="full"))
     manual.step()
-    ticket = manual.submit(ask(region="full", num_inference_steps=8, deadline=15.0))
+    ticket = manual.submit(ask(region="full", num_inference_steps=8, deadline=13.5))
     while not ticket.done():
         manual.step()
     plan = ticket.result().plan
     assert plan is not None
     assert plan.reduced
     assert plan.num_inference_steps < 8
-    others[0].cancel()
+    assert other.done()
 
 
 def test_nothing_is_guessed_before_anything_was_measured(manual: Engine, ask: Any) -> None:

@@ -30,8 +30,23 @@ def test_company_of_its_own_shape_shares_the_calls() -> None:
     assert cost == [2, 4, 5]
 
 
-def test_another_shape_takes_turns_by_pixels() -> None:
-    assert ends(share(3), share(9, size=20)) == [2, 3, 5]
+def test_of_two_shapes_the_one_with_less_left_goes_first() -> None:
+    assert ends(share(3), share(9, size=20)) == [1, 2, 3]
+    assert ends(share(3), share(1, size=20)) == [2, 3, 4]
+    assert ends(share(3), share(2, size=20)) == [1, 2, 3]
+
+
+def test_what_another_has_waited_counts() -> None:
+    assert ends(share(3), share(2, size=20, waited=99)) == [1, 2, 3]
+    assert ends(share(3), share(2, size=20, waited=101)) == [3, 4, 5]
+
+
+def test_with_fewer_steps_to_make_the_first_are_made_earlier() -> None:
+    def other() -> Share:
+        return share(2, size=20)
+
+    assert ends(share(5), other())[:3] == [3, 4, 5]
+    assert ends(share(3), other()) == [1, 2, 3]
 
 
 def test_the_end_of_another_holds_everybody_up() -> None:
@@ -79,7 +94,7 @@ def test_the_forecast_makes_the_calls_of_the_loop(
 
         planner = engine._loop._planner
         made = engine._loop._running
-        running = [planner._running(r.job, r.served, sum(map(len, r.parts))) for r in made]
+        running = [planner._running(r.job, r.waited, r.rows_done) for r in made]
         object.__setattr__(engine._loop._models, "unet", counted)
         ticket = engine.submit(
             ask(region="full", num_inference_steps=5),

@@ -20,6 +20,7 @@ from engine import (
     RequestCancelled,
     SessionError,
 )
+from engine.batcher import AGEING
 from engine.schedulers import SCHEDULERS
 
 Picture = npt.NDArray[np.uint8]
@@ -139,6 +140,23 @@ def test_a_short_request_does_not_wait_for_a_long_one(manual: Engine, ask: Any) 
     while manual.step():
         pass
     assert long.result().steps_run == 50
+
+
+def test_short_requests_hold_a_long_one_up_no_longer_than_is_said(
+    bundle_path: Path, ask: Any
+) -> None:
+    """A stream of them that takes all there is, where a call carries one picture."""
+    one = {"region": "full", "guidance_scale": 1.0}
+    with Engine.open(bundle_path, threads=1, background=False, max_batch_pixels=128 * 96) as engine:
+        long = engine.submit(ask(num_inference_steps=10, **one))
+        short = engine.submit(ask(num_inference_steps=2, **one))
+        passed = 0
+        while not long.done() and passed < 200:
+            engine.step()
+            if short.done():
+                passed += 1
+                short = engine.submit(ask(num_inference_steps=2, **one))
+        assert 30 <= passed <= 10 / AGEING / 2
 
 
 def test_steps_and_previews_are_reported(engine: Engine, ask: Any) -> None:
