@@ -1,8 +1,9 @@
 """Continuous batching against the same engine that makes one picture after the other.
 
 Requests of 4, 8 and 25 steps come at random moments, at a share of what the engine can do one at a
-time, which is measured before and after. Both ways see the same arrivals and the same requests, by
-turns, and nothing is cached. Then the engine is kept as busy as it can be.
+time. Both ways see the same requests at the same moments, by turns, and nothing is cached. How much
+the load was in truth is told by what the pictures took one at a time. Then the engine is kept as
+busy as it can be.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -29,8 +30,8 @@ CLIENTS: Final = 8
 """Who ask again as soon as they have their picture, in the saturation."""
 SETTLING: Final = 20
 """First requests of a round that are left out: they meet an engine that has nothing to do yet."""
-MIX: Final = 12
-"""Pictures of one saturation."""
+MIX: Final = 24
+"""Pictures of one saturation, and of one measurement of what the engine can do one at a time."""
 WARM_UP: Final = 3
 PATIENCE_SECONDS: Final = 600.0
 
@@ -44,17 +45,18 @@ class Arrival:
     due: float
     request: InpaintRequest
 
-    def at(self, speed: float) -> Arrival:
-        """The same where the clock runs ``speed`` times as fast."""
-        return replace(self, due=self.due / speed)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """Seconds from when a request was due to its picture, and the picture."""
+    """Seconds from when a request was due to its picture, and the picture.
+
+    ``alone`` is the seconds of these that the engine worked on nothing else; None where there was
+    company.
+    """
 
     seconds: float
     images: Images
+    alone: float | None = None
 
 
 class Way(Protocol):
@@ -78,8 +80,9 @@ def measure(
         bundle: Its folder; the default bundle where None.
         device: See ``Engine.open``.
         requests: How many come in each round, more than ``SETTLING``.
-        rounds: How often both ways are gone; the first goes first in every other.
-        seed: Of the arrivals and the steps; round ``i`` has ``seed + i``.
+        rounds: How often both ways are gone.
+        seed: Of the arrivals and the steps; round ``i`` has ``seed + i``, and where that is even,
+            batching goes first.
         tell: Called with what is being done.
 
     Raises:
@@ -90,26 +93,19 @@ def measure(
     with Engine.open(bundle, device=device, cache_bytes=0) as engine:
         for i in range(WARM_UP):
             engine.inpaint(_request(i, STEPS[0]))
-        capacity = _capacity(engine)
+        pace = _capacity(engine)
         for i in range(rounds):
-            tell(f"batching: round {i + 1} of {rounds}")
-            arrivals = poisson(np.random.default_rng(seed + i), requests, LOAD)
-            kept = arrivals[SETTLING:]
-            seen.steps += [arrival.request.num_inference_steps or 0 for arrival in kept]
-            pictures: dict[str, list[Images]] = {}
-            for name in ways if i % 2 == 0 else reversed(ways):
-                before = capacity
-                outcomes = ways[name](engine, [arrival.at(before) for arrival in arrivals])
-                capacity = _capacity(engine)
-                speed = (before + capacity) / 2
-                seen.capacities.append(speed)
-                seen.units[name].append([one.seconds * speed for one in outcomes[SETTLING:]])
-                pictures[name] = [one.images for one in outcomes]
-            seen.apart = max(seen.apart, *map(_apart, *pictures.values()))
-            before, rate = capacity, _saturated(engine, i)
-            capacity = _capacity(engine)
-            seen.throughput.append(rate / ((before + capacity) / 2))
-            tell(f"batching: mean latency {seen.better(-1):.2f}x better, at {speed:.2f} a second")
+            tell(f"batching: round {i + 1} of {rounds}, at {LOAD:.0%} of {pace:.2f} a second")
+            arrivals = poisson(np.random.default_rng(seed + i), requests, LOAD * pace)
+            found: dict[str, list[Outcome]] = {}
+            for name in ways if (seed + i) % 2 == 0 else reversed(ways):
+                found[name] = ways[name](engine, arrivals)
+            capacity = seen.add(arrivals, found, load=LOAD * pace)
+            before, rate = _capacity(engine), _saturated(engine, i)
+            seen.throughput.append(rate / ((before + _capacity(engine)) / 2))
+            told = f"batching: mean latency {seen.better(-1):.2f}x better"
+            tell(f"{told}, at a load of {seen.loads[-1]:.0%}")
+            pace = capacity
         made_by = {"bundle": engine.bundle.path.name, "device": engine.device.name}
     return {
         "made_by": made_by,
@@ -127,13 +123,13 @@ def measure(
 
 @dataclass(slots=True, kw_only=True)
 class _Seen:
-    """What the rounds gave. Latencies are in units: the time that one picture of the mix takes
-    alone, as measured before and after, so that a machine whose speed changes between the ways does
-    not decide between them."""
+    """What the rounds gave. Latencies are in pictures: what one of the mix took alone in the same
+    round."""
 
     ways: tuple[str, ...]
     units: dict[str, list[list[float]]] = field(default_factory=dict)
     capacities: list[float] = field(default_factory=list)
+    loads: list[float] = field(default_factory=list)
     throughput: list[float] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
     apart: int = 0
@@ -141,16 +137,35 @@ class _Seen:
     def __post_init__(self) -> None:
         self.units = {name: [] for name in self.ways}
 
+    def add(
+        self, arrivals: Sequence[Arrival], found: Mapping[str, list[Outcome]], *, load: float
+    ) -> float:
+        """Take a round into account.
+
+        Args:
+            arrivals: What came.
+            found: The outcomes of both ways.
+            load: How many came a second.
+
+        Returns:
+            Pictures a second that the engine made one at a time.
+        """
+        capacity = len(arrivals) / sum(one.alone or 0.0 for one in found["fifo"])
+        self.capacities.append(capacity)
+        self.loads.append(load / capacity)
+        kept = arrivals[SETTLING:]
+        self.steps += [arrival.request.num_inference_steps or 0 for arrival in kept]
+        for name in self.ways:
+            self.units[name].append([one.seconds * capacity for one in found[name][SETTLING:]])
+        apart = map(_apart, *([one.images for one in found[name]] for name in self.ways))
+        self.apart = max(self.apart, *apart)
+        return capacity
+
     def better(self, i: int) -> float:
         """How many times the mean latency of round ``i`` is better than one at a time."""
         return _mean_ratio(self.units["fifo"][i], self.units["continuous"][i])
 
     def figures(self) -> dict[str, Any]:
-        capacities = {
-            "median": round(median(self.capacities), 2),
-            "lowest": round(min(self.capacities), 2),
-            "highest": round(max(self.capacities), 2),
-        }
         rounds = list(zip(self.units["fifo"], self.units["continuous"], strict=True))
         ratios = {
             "mean_latency": [_mean_ratio(fifo, continuous) for fifo, continuous in rounds],
@@ -158,7 +173,8 @@ class _Seen:
             "throughput": self.throughput,
         }
         return {
-            "pictures_a_second_one_at_a_time": capacities,
+            "pictures_a_second_one_at_a_time": _by_round(self.capacities),
+            "load_as_it_was": _by_round(self.loads),
             "latency_in_pictures": {name: self._latency(name) for name in self.ways},
             "times_better": {name: _by_round(values) for name, values in ratios.items()},
             "pictures_differ_by_at_most": {"levels": self.apart},
@@ -198,8 +214,9 @@ def _by_round(ratios: Sequence[float]) -> dict[str, Any]:
 def poisson(rng: np.random.Generator, count: int, rate: float) -> list[Arrival]:
     """Requests at random moments, ``rate`` a second; each has a picture and a prompt of its own.
 
-    The moments are those of a Poisson process of which ``count`` fell into ``count / rate`` seconds,
-    and there are as many of each kind, so that the load is what is said and not what chance made.
+    The moments are those of a Poisson process of which ``count`` fell into ``count / rate``
+    seconds, and there are as many of each kind, so that the load is what is said and not what
+    chance made.
     """
     moments = np.sort(rng.uniform(0, count / rate, count))
     kinds = rng.permutation(np.resize(STEPS, count))
@@ -235,13 +252,16 @@ def one_at_a_time(engine: Engine, arrivals: Sequence[Arrival]) -> list[Outcome]:
 
     def work() -> None:
         while (arrival := waiting.get()) is not None:
+            start = time.perf_counter()
             try:
                 images = engine.inpaint(arrival.request).images
             except EngineError as exc:
                 failed.append(exc)
                 return
-            seconds = time.perf_counter() - begin - arrival.due
-            outcomes.append(Outcome(seconds=seconds, images=images))
+            end = time.perf_counter()
+            outcomes.append(
+                Outcome(seconds=end - begin - arrival.due, images=images, alone=end - start)
+            )
 
     worker = threading.Thread(target=work, name="edgefill-fifo", daemon=True)
     worker.start()
@@ -257,7 +277,7 @@ def one_at_a_time(engine: Engine, arrivals: Sequence[Arrival]) -> list[Outcome]:
 
 def _capacity(engine: Engine) -> float:
     """Pictures a second, one at a time, of as many requests of each kind."""
-    mix = [Arrival(due=0.0, request=_request(i, n)) for i, n in enumerate(STEPS * 2)]
+    mix = [Arrival(due=0.0, request=_request(i, STEPS[i % len(STEPS)])) for i in range(MIX)]
     return len(mix) / max(one.seconds for one in one_at_a_time(engine, mix))
 
 

@@ -60,9 +60,16 @@ def add(actions: Commands, tell: Callable[[str], None]) -> list[tuple[Any, Measu
     batching.add_argument(
         "--requests",
         type=int,
-        default=130,
+        default=260,
         metavar="N",
-        help="requests of a round (default: 130)",
+        help="requests of a round (default: 260)",
+    )
+    batching.add_argument(
+        "--seed",
+        type=int,
+        default=1,
+        metavar="N",
+        help="of the first round's arrivals; every further round has the next (default: 1)",
     )
     return [
         (parity, lambda arguments: _parity(arguments, tell), 3),
@@ -120,6 +127,7 @@ def _batching(arguments: argparse.Namespace, tell: Callable[[str], None]) -> dic
             device=arguments.device or "auto",
             requests=arguments.requests,
             rounds=arguments.repetitions,
+            seed=arguments.seed,
             tell=tell,
         )
     except EngineError as exc:

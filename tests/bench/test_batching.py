@@ -22,6 +22,7 @@ def test_batching(bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert main([*command, "--requests", "6", "--json", str(file)]) == 0
     found = json.loads(file.read_text())
     assert found["pictures_a_second_one_at_a_time"]["lowest"] > 0
+    assert found["load_as_it_was"]["lowest"] > 0
     for way in ("continuous", "fifo"):
         latency = found["latency_in_pictures"][way]
         assert 0 < latency["median"] <= latency["p95"] <= latency["max"]
@@ -52,10 +53,18 @@ def test_too_few_requests(capsys: pytest.CaptureFixture[str]) -> None:
     assert "error: --requests is 20; must be at least 21" in capsys.readouterr().err
 
 
-def test_the_clock_of_a_trace_follows_the_machine() -> None:
-    arrival = batching.Arrival(due=6.0, request=batching._request(0, 4))
-    assert arrival.at(4.0).due == 1.5
-    assert arrival.at(4.0).request is arrival.request
+def test_the_load_is_told_by_what_the_pictures_took_alone() -> None:
+    black = np.zeros((1, 8, 8, 3), np.uint8)
+    arrivals = batching.poisson(np.random.default_rng(1), 24, 4.0)
+    seen = batching._Seen(ways=("continuous", "fifo"))
+    alone = batching.Outcome(seconds=0.9, images=black, alone=0.2)
+    shared = batching.Outcome(seconds=0.6, images=black + np.uint8(2))
+    found = {"continuous": [shared] * 24, "fifo": [alone] * 24}
+    assert seen.add(arrivals, found, load=4.0) == pytest.approx(5.0)
+    assert seen.loads == [pytest.approx(0.8)]
+    assert seen.units["fifo"] == [[pytest.approx(4.5)] * 4]
+    assert seen.better(0) == pytest.approx(1.5)
+    assert seen.apart == 2
 
 
 def test_latency_counts_from_when_a_request_was_due(bundle_path: Path) -> None:
@@ -64,7 +73,10 @@ def test_latency_counts_from_when_a_request_was_due(bundle_path: Path) -> None:
         two = [batching.Arrival(due=0.0, request=batching._request(i, 3)) for i in range(2)]
         first, second = batching.one_at_a_time(engine, two)
         assert second.seconds > first.seconds > 0
-        assert len(batching.continuously(engine, two)) == 2
+        assert first.alone is not None
+        assert second.alone is not None
+        assert second.seconds >= first.alone + second.alone
+        assert [one.alone for one in batching.continuously(engine, two)] == [None, None]
 
 
 def test_a_failure_ends_the_measurement(bundle_path: Path) -> None:
