@@ -93,7 +93,7 @@ def measure(
     with Engine.open(bundle, device=device, cache_bytes=0) as engine:
         for i in range(WARM_UP):
             engine.inpaint(_request(i, STEPS[0]))
-        pace = _capacity(engine)
+        pace = _pace(engine, np.random.default_rng(seed))
         for i in range(rounds):
             tell(f"batching: round {i + 1} of {rounds}, at {LOAD:.0%} of {pace:.2f} a second")
             arrivals = poisson(np.random.default_rng(seed + i), requests, LOAD * pace)
@@ -150,7 +150,7 @@ class _Seen:
         Returns:
             Pictures a second that the engine made one at a time.
         """
-        capacity = len(arrivals) / sum(one.alone or 0.0 for one in found["fifo"])
+        capacity = _made_alone(found["fifo"])
         self.capacities.append(capacity)
         self.loads.append(load / capacity)
         kept = arrivals[SETTLING:]
@@ -273,6 +273,16 @@ def one_at_a_time(engine: Engine, arrivals: Sequence[Arrival]) -> list[Outcome]:
     if failed:
         raise failed[0]
     return outcomes
+
+
+def _pace(engine: Engine, rng: np.random.Generator) -> float:
+    """Pictures a second, one at a time, with the pauses of ``LOAD``: what has paused is slower."""
+    return _made_alone(one_at_a_time(engine, poisson(rng, MIX, LOAD * _capacity(engine))))
+
+
+def _made_alone(outcomes: Sequence[Outcome]) -> float:
+    """Pictures in each second that the engine worked on one of them alone."""
+    return len(outcomes) / sum(one.alone or 0.0 for one in outcomes)
 
 
 def _capacity(engine: Engine) -> float:
