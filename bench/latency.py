@@ -29,6 +29,7 @@ def measure(
     bundle: Path | None,
     device: str,
     repetitions: int,
+    fields: Mapping[str, Any],
     cold_starts: int = COLD_STARTS,
     tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
@@ -38,6 +39,7 @@ def measure(
         bundle: Its folder; the default bundle where None.
         device: See ``Engine.open``.
         repetitions: How often the picture is made, after a warm-up.
+        fields: Of ``InpaintRequest``, where not as usual; the cold starts know none.
         cold_starts: Processes that open the bundle and make one picture.
         tell: Called with what is being done.
 
@@ -49,7 +51,8 @@ def measure(
     # Without the caches, so that every network runs for every picture.
     with Engine.open(bundle, device=device, cache_bytes=0) as engine:
         opened, probe = time.perf_counter() - begin, Probe(engine)
-        warm = [sample(engine, probe, i) for i in range(WARM_UP + repetitions)][WARM_UP:]
+        warm = [sample(engine, probe, i, fields) for i in range(WARM_UP + repetitions)]
+        del warm[:WARM_UP]
         parts = engine.bundle.components
         graphs = {name: engine.bundle.path / parts[name].model.file for name in NETWORKS}
         found: dict[str, Any] = {

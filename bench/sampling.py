@@ -7,11 +7,12 @@ answers for a network.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 import numpy as np
 
@@ -39,8 +40,10 @@ class Sample:
     result: InpaintResult
 
 
-def sample(engine: Engine, probe: Probe, i: int) -> Sample:
-    """Make picture ``i``.
+def sample(
+    engine: Engine, probe: Probe, i: int, fields: Mapping[str, Any] = MappingProxyType({})
+) -> Sample:
+    """Make picture ``i``, with more fields of ``InpaintRequest``.
 
     Raises:
         EngineError: When it cannot be made.
@@ -51,7 +54,9 @@ def sample(engine: Engine, probe: Probe, i: int) -> Sample:
     with _stopwatch(clock, "total_png"):
         with _stopwatch(clock, "decode_png"):
             image, mask = decode_picture(sent[0]), decode_mask(sent[1])
-        request = InpaintRequest(image=image, mask=mask, prompt=f"a red apple {i}", seed=i)
+        request = InpaintRequest(
+            image=image, mask=mask, prompt=f"a red apple {i}", seed=i, **fields
+        )
         with _stopwatch(clock, "total_arrays"):
             result = engine.inpaint(request)
         with _stopwatch(clock, "encode_png"):

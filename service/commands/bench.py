@@ -38,6 +38,11 @@ def add(commands: Commands) -> None:
         metavar="N",
         help="processes that make their first picture; 0: none (default: 3)",
     )
+    latency.add_argument(
+        "--request",
+        metavar="FIELD=VALUE[,...]",
+        help="fields of the request, such as num_inference_steps=4,scheduler=lcm",
+    )
     load = actions.add_parser(
         "load", help="what the service adds to a picture, and overload", allow_abbrev=False
     )
@@ -137,6 +142,7 @@ def _latency(arguments: argparse.Namespace) -> dict[str, Any]:
     from bench import latency
     from engine import EngineError
 
+    fields = bench_ways.variant("--request", arguments.request).request if arguments.request else {}
     if arguments.cold < 0:
         raise CommandError(f"--cold is {arguments.cold}; must be at least 0", code=USAGE)
     try:
@@ -144,6 +150,7 @@ def _latency(arguments: argparse.Namespace) -> dict[str, Any]:
             bundle=arguments.bundle,
             device=arguments.device or "auto",
             repetitions=arguments.repetitions,
+            fields=fields,
             cold_starts=arguments.cold,
             tell=_tell,
         )

@@ -83,8 +83,8 @@ def _parity(arguments: argparse.Namespace, tell: Callable[[str], None]) -> dict[
     from engine import EngineError
 
     first, *further = arguments.bundle or [None]
-    named = [_variant("--variant", text) for text in arguments.variant]
-    shared = _variant("--shared", arguments.shared).request if arguments.shared else {}
+    named = [variant("--variant", text) for text in arguments.variant]
+    shared = variant("--shared", arguments.shared).request if arguments.shared else {}
     variants = [AS_ASKED, *(Variant(name=str(path), bundle=path) for path in further), *named]
     if len(variants) == 1:
         variants += VARIANTS
@@ -105,7 +105,8 @@ def _parity(arguments: argparse.Namespace, tell: Callable[[str], None]) -> dict[
         raise CommandError(str(exc)) from exc
 
 
-def _variant(option: str, text: str) -> Any:
+def variant(option: str, text: str) -> Any:
+    """Read a way of ``bench.variants`` from an option."""
     from bench.variants import VariantError, parse
 
     try:

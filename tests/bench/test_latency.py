@@ -17,9 +17,11 @@ from service.cli import main
 def test_latency(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "latency.json"
     asked = ["bench", "latency", "--repetitions", "2", "--cold", "1", "--json", str(file)]
+    asked += ["--request", "num_inference_steps=3,scheduler=euler"]
     assert main(asked) == 0
     found = json.loads(file.read_text())
     assert found["stages"]["total_arrays"]["count"] == 2
+    assert (found["made_by"]["steps_run"], found["made_by"]["scheduler"]) == (3, "euler")
     assert found["conditions"]["cores"] >= 1
     assert found["cold"]["median_ms"]["process"] > found["cold"]["median_ms"]["open"] > 0
     assert found["cold"]["memory"]["peak_mb"] > 10
