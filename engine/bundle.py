@@ -60,6 +60,8 @@ SAFETY_CHECKER: Final = "safety_checker"
 FAST_DECODER: Final = "vae_decoder_fast"
 SHALLOW_UNET: Final = "unet_shallow"
 """The components that a bundle may have and need not."""
+SKIPPED_STATES: Final = "skipped_hidden_states"
+"""An output that the text encoder may have: what it says without its last 1, 2, ... layers."""
 
 _LATENT_PLANE: Final = ("height/8", "width/8")
 _MAX_MANIFEST_BYTES: Final = 1 << 20
@@ -156,6 +158,14 @@ class Bundle:
         text = json.dumps({**_plain(self), "path": None}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    @property
+    def clip_skips(self) -> int:
+        """How many of its last layers the text encoder can leave out at most."""
+        text = self.components.get("text_encoder")
+        gives = () if text is None else text.outputs
+        skipped = tuple(spec for spec in gives if spec.name == SKIPPED_STATES)
+        return _int_axis(skipped, 0, 1) if skipped else 0
+
     def _verify_files(self) -> None:
         listed = {record.file: record for record in self.files()}
         if len(listed) != sum(1 for _ in self.files()):
@@ -205,7 +215,9 @@ class Bundle:
         tokens, width = _int_axis(text.inputs, 0, 1), _int_axis(text.outputs, 0, 2)
         _expect(self.path, "text_encoder", text.inputs, [("input_ids", ("batch", tokens))])
         hidden = ("last_hidden_state", ("batch", tokens, width))
-        _expect(self.path, "text_encoder", text.outputs, [hidden])
+        skipped = (SKIPPED_STATES, ("batch", self.clip_skips, tokens, width))
+        says = [hidden, skipped] if self.clip_skips else [hidden]
+        _expect(self.path, "text_encoder", text.outputs, says)
         rows = 2 * c + 1 if _int_axis(unet.inputs, 0, 1) != c else c
         sample = ("sample", ("batch", rows, *_LATENT_PLANE))
         embeds = ("encoder_hidden_states", ("batch", "tokens", width))

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from engine import mask as masks
 from engine import schedulers
+from engine.blend import Blend
 from engine.bundle import VAE_SCALE_FACTOR, Bundle
 from engine.cache import ContentCache
 from engine.canvas import Geometry, plan_of, resize
@@ -33,23 +34,10 @@ from engine.request import MAX_SIDE, MIN_SIDE, InpaintRequest, InpaintResult
 from engine.safety_checker import SafetyChecker, require
 from engine.savings import Savings
 from engine.schedulers import Room, Schedule, SolverState
+from engine.wording import Wording
 
 Floats = npt.NDArray[np.float32]
 Foreseen = Callable[[], Floats]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Blend:
-    """What a UNet without inpainting channels needs: the known part is put back at every step.
-
-    ``mask`` and ``kept``, which is 1 - mask, are (1, 1, h, w); ``clean`` and ``noise`` are
-    (S, C, h, w).
-    """
-
-    mask: Floats
-    kept: Floats
-    clean: Floats
-    noise: Floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -82,6 +70,7 @@ class Draft:
     deadline: float | None = None
     plan: Plan | None = None
     savings: Savings = Savings()
+    wording: Wording = Wording()
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -234,6 +223,7 @@ def draft(request: InpaintRequest, bundle: Bundle) -> Draft:
         safety_checker=request.safety_checker,
         deadline=request.deadline,
         savings=Savings.of(request, bundle),
+        wording=Wording.of(request, bundle),
     )
 
 
@@ -260,7 +250,7 @@ def prepare(
         cells = masks.to_latents_nearest(hole) if reference else masks.to_latents(hole)
     with clock.stage("text_encoder"):
         negative = [draft.negative_prompt] if draft.guidance_scale > 1.0 else []
-        embeddings = tuple(prompts(text) for text in [*negative, draft.prompt])
+        embeddings = draft.wording.embeddings(prompts, [*negative, draft.prompt])
     generators = tuple(Generator(draft.seed + i) for i in range(samples))
     inpainting = bundle.unet_channels != bundle.latents.channels
 

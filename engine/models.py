@@ -63,10 +63,11 @@ class TextEncoder:
         self.tokens: Final = tokens
         """Length of every prompt in tokens, L."""
 
-    def __call__(self, input_ids: npt.NDArray[np.int64]) -> Floats:
-        """(L,) token ids to (L, D) embeddings."""
-        (hidden,) = self._session.run({"input_ids": input_ids[None]})
-        return np.array(hidden[0], np.float32)
+    def __call__(self, input_ids: npt.NDArray[np.int64], clip_skip: int = 0) -> Floats:
+        """(L,) token ids to (L, D) embeddings, without the last ``clip_skip`` layers."""
+        hidden, *skipped = self._session.run({"input_ids": input_ids[None]})
+        rows = skipped[0][0, clip_skip - 1] if clip_skip else hidden[0]
+        return np.array(rows, np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from engine.cache import PROMPT, ContentCache
 from engine.errors import BundleError
 from engine.models import TextEncoder
+from engine.prompt_chunks import ChunkEncoder
 
 
 class PromptEncoder:
@@ -32,10 +33,20 @@ class PromptEncoder:
             )
         self._encoder = encoder
         self._cache = cache
+        self._chunks = ChunkEncoder(self._tokenizer, encoder)
 
-    def __call__(self, prompt: str) -> npt.NDArray[np.float32]:
+    def __call__(self, prompt: str, *, clip_skip: int = 0) -> npt.NDArray[np.float32]:
         """Embeddings (L, D) of a prompt, read-only; a longer prompt is cut at L tokens."""
-        return self._cache.get(PROMPT, (prompt.encode(),), lambda: self._encode(prompt))
+        content = (prompt.encode(), *([b"%d" % clip_skip] if clip_skip else []))
+        return self._cache.get(PROMPT, content, lambda: self._encode(prompt, clip_skip))
 
-    def _encode(self, prompt: str) -> npt.NDArray[np.float32]:
-        return self._encoder(np.asarray(self._tokenizer.encode(prompt).ids, np.int64))
+    def weighted(self, field: str, prompt: str, *, clip_skip: int) -> npt.NDArray[np.float32]:
+        """Embeddings (n L, D) of a prompt in the ``a1111`` syntax, read-only; see ChunkEncoder."""
+        return self._cache.get(
+            PROMPT,
+            (prompt.encode(), b"%d" % clip_skip, b"a1111"),
+            lambda: self._chunks(field, prompt, clip_skip=clip_skip),
+        )
+
+    def _encode(self, prompt: str, clip_skip: int) -> npt.NDArray[np.float32]:
+        return self._encoder(np.asarray(self._tokenizer.encode(prompt).ids, np.int64), clip_skip)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from engine.errors import InputError
 from engine.plan import Plan, Vae
+from engine.prompt_syntax import PromptSyntax, parse
 
 Region = Literal["auto", "full", "mask"]
 
@@ -26,6 +27,7 @@ MAX_STEPS: Final = 200
 MAX_GUIDANCE: Final = 50.0
 MAX_DEEP_CACHE_INTERVAL: Final = 20
 MAX_PROMPT_CHARACTERS: Final = 10_000
+MAX_CLIP_SKIP: Final = 32
 MAX_SEED: Final = 2**53 - 1
 MIN_DEADLINE: Final = 0.001
 MAX_DEADLINE: Final = 3600.0
@@ -78,6 +80,12 @@ class InpaintRequest:
         deep_cache_interval: 1 to 20: the whole UNet runs at the first step and at every so many
             after it; at the others its outer layers run on the deep feature of the last whole run
             (DeepCache, arXiv 2312.00858). Above 1, the bundle must have a shallow UNet.
+        prompt_syntax: ``"plain"`` takes both prompts as they are and cuts them at the length of the
+            text encoder; ``"a1111"`` reads weights such as ``(word:1.3)`` and takes up to 8 times
+            that length; see ``engine.prompt_syntax`` and ``engine.prompt_chunks``.
+        clip_skip: 0 to 32: how many of the text encoder's last layers are left out, as diffusers
+            counts (the web UI's "clip skip 2" is 1). Above 0, the bundle must be made for it. Of
+            plain prompts ``prompt`` alone is encoded so, as diffusers does.
     """
 
     image: npt.NDArray[np.uint8]
@@ -100,6 +108,8 @@ class InpaintRequest:
     vae: Vae = "full"
     guidance_share: float = 1.0
     deep_cache_interval: int = 1
+    prompt_syntax: PromptSyntax = "plain"
+    clip_skip: int = 0
 
     def __post_init__(self) -> None:
         _check_array("image", self.image, "(H, W, 3)")
@@ -135,6 +145,8 @@ class InpaintRequest:
         for field in ("width", "height", "samples", "seed", "num_inference_steps", "working_size"):
             _make_plain(self, field, int)
         _make_plain(self, "deep_cache_interval", int)
+        _check_integer("clip_skip", self.clip_skip, 0, MAX_CLIP_SKIP)
+        _make_plain(self, "clip_skip", int)
         if self.deadline is not None:
             _check_number("deadline", self.deadline, MIN_DEADLINE, MAX_DEADLINE)
             if self.reference:
@@ -143,10 +155,17 @@ class InpaintRequest:
                 )
         for field in ("strength", "guidance_scale", "deadline", "guidance_share"):
             _make_plain(self, field, float)
-        for field, word, words in (("region", self.region, Region), ("vae", self.vae, Vae)):
+        for field, word, words in (
+            ("region", self.region, Region),
+            ("vae", self.vae, Vae),
+            ("prompt_syntax", self.prompt_syntax, PromptSyntax),
+        ):
             if word not in get_args(words):
                 allowed = ", ".join(get_args(words))
                 raise InputError(field, f"is {word!r}; allowed: {allowed}")
+        if self.prompt_syntax == "a1111":
+            parse("prompt", self.prompt)
+            parse("negative_prompt", self.negative_prompt)
         if not isinstance(self.safety_checker, bool):
             raise InputError("safety_checker", f"is {self.safety_checker!r}; must be a bool")
 

@@ -66,6 +66,7 @@ def export_checkpoint(
     safety_checker: bool = True,
     fast_vae: str | os.PathLike[str] | None = None,
     deep_cache: int | None = None,
+    clip_skip: int | None = None,
 ) -> Bundle:
     """Export a diffusers checkpoint as a model bundle.
 
@@ -91,6 +92,8 @@ def export_checkpoint(
         fast_vae: The folder of an AutoencoderTiny (TAESD), for a second, faster decoder.
         deep_cache: Split the UNet at this skip connection, counted from the outermost, 0, so that
             requests may run its outer layers alone at some steps; see ``export.deep_cache``.
+        clip_skip: Let requests leave out up to so many of the text encoder's last layers; see
+            ``export.clip_skip``.
 
     Returns:
         The bundle, opened and verified.
@@ -126,6 +129,8 @@ def export_checkpoint(
         builders = networks.builders(checkpoint, tokens=tokens)
         if fast is not None:
             builders[FAST_DECODER] = fast.network
+        if clip_skip is not None:
+            builders["text_encoder"] = _skipping(checkpoint, tokens=tokens, skips=clip_skip)
         stages.expect(networks=len(builders))
         for name, build in builders.items():
             components[name] = _export_network(name, build, folder, stages)
@@ -259,6 +264,12 @@ def _split(folder: Path, unet: Component, *, branch: int) -> tuple[Component, Co
     from export import deep_cache
 
     return deep_cache.split(folder, unet, branch=branch)
+
+
+def _skipping(checkpoint: Checkpoint, *, tokens: int, skips: int) -> Callable[[], Network]:
+    from export import clip_skip
+
+    return lambda: clip_skip.network(checkpoint, tokens=tokens, skips=skips)
 
 
 def _latents(checkpoint: Checkpoint, vae_encoder: Path) -> Latents:

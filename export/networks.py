@@ -52,7 +52,7 @@ class Network:
     name: str
     module: nn.Module
     config: ComponentOnnxConfig
-    reference: Callable[..., Tensor]
+    reference: Callable[..., Tensor | tuple[Tensor, ...]]
     cases: tuple[Inputs, ...]
     plane: int = 0
 

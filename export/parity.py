@@ -55,19 +55,22 @@ def check(network: Network, model: Path) -> Parity:
     for inputs in network.cases:
         with torch.no_grad():
             tensors = {name: torch.from_numpy(values) for name, values in inputs.items()}
-            reference = network.reference(**tensors).numpy()
+            said = network.reference(**tensors)
+        references = said if isinstance(said, tuple) else (said,)
         try:
-            (found,) = session.run(None, inputs)
+            answers = session.run(None, inputs)
         except Exception as exc:  # the runtime's errors have no other common base
             shapes = {name: values.shape for name, values in inputs.items()}
             raise ParityError(
                 f"{network.name}: does not run with {shapes}: {in_a_line(exc)}"
             ) from exc
-        if found.shape != reference.shape:
-            raise ParityError(
-                f"{network.name}: gives shape {found.shape}; the original gives {reference.shape}"
-            )
-        figures.append(compare(reference, found))
+        for reference, found in zip(references, answers, strict=True):
+            if found.shape != tuple(reference.shape):
+                shape = tuple(reference.shape)
+                raise ParityError(
+                    f"{network.name}: gives shape {found.shape}; the original gives {shape}"
+                )
+            figures.append(compare(reference.numpy(), found))
     return require(network.name, figures)
 
 

@@ -31,6 +31,7 @@ from service.savings import refuse_unknown
 from service.schema import KINDS, PARSED_AT_ONCE, Body, is_absent, parse_json
 from service.settings import Settings
 from service.storage import FOLDER, Storage, file_name, new_prefix
+from service.wording import refuse_unreadable_text
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ class Endpoints:
         body = KINDS[kind].parse(values)
         refuse_unchecked(body, self._safety_checker)
         refuse_unknown(body, self._bundle)
+        refuse_unreadable_text(body, self._bundle)
         if body.instant_response:
             await self._refuse_unreadable(body)
         root = self._root(request)

@@ -43,6 +43,7 @@ from service.safety import blacken, install
 from service.savings import savings_of
 from service.schema import Body
 from service.storage import CONTENT_TYPES, FOLDER, Storage, file_name
+from service.wording import wording_of
 
 logger = logging.getLogger(__name__)
 
@@ -322,6 +323,7 @@ def request_of(body: Body, pictures: Mapping[str, Pixels]) -> InpaintRequest:
         region=body.where,
         safety_checker=body.safety_checker,
         **savings_of(body),
+        **wording_of(body),
     )
 
 

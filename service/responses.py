@@ -14,6 +14,7 @@ from service.errors import ApiError
 from service.inputs import summary
 from service.savings import savings_told
 from service.schema import Body
+from service.wording import wording_told
 
 TIP: Final = "Your image is processing in background, you can get this image using fetch API"
 ALLOW_EVERY_ORIGIN: Final = {"Access-Control-Allow-Origin": "*"}
@@ -118,6 +119,7 @@ def meta(body: Body, *, prefix: str) -> dict[str, Any]:
         "webhook": body.webhook,
         "width": body.width,
         **savings_told(body),
+        **wording_told(body),
     } | {field: summary(value) for field, value in body.pictures.items()}
 
 

@@ -24,7 +24,9 @@ from pydantic import (
 )
 
 from engine.plan import Vae
+from engine.prompt_syntax import PromptSyntax
 from engine.request import (
+    MAX_CLIP_SKIP,
     MAX_DEEP_CACHE_INTERVAL,
     MAX_PROMPT_CHARACTERS,
     MAX_SIDE,
@@ -199,6 +201,8 @@ class Body(BaseModel):
     working_size: Annotated[
         int | None, BeforeValidator(Range(MIN_SIDE, MAX_SIDE, step=WORKING_STEP))
     ] = None
+    prompt_syntax: Annotated[PromptSyntax, BeforeValidator(Word("plain", "a1111"))] = "plain"
+    clip_skip: Annotated[int, BeforeValidator(Range(0, MAX_CLIP_SKIP))] = 0
     deadline_ms: Annotated[int | None, BeforeValidator(Range(1, 600_000))] = None
 
     @model_validator(mode="before")

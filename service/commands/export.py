@@ -56,6 +56,12 @@ def add(commands: Commands) -> None:
         help="split the UNet, so that requests may run its outer layers alone at some steps; "
         "BRANCH: skip connection to cut at, counted from the outermost (0 where left out)",
     )
+    parser.add_argument(
+        "--clip-skip",
+        type=int,
+        metavar="N",
+        help="let requests leave out up to N of the text encoder's last layers",
+    )
     add_json(parser)
     parser.set_defaults(run=_run)
 
@@ -71,6 +77,7 @@ def _run(arguments: argparse.Namespace) -> int:
         safety_checker=not arguments.no_safety_checker,
         fast_vae=arguments.fast_vae,
         deep_cache=arguments.deep_cache,
+        clip_skip=arguments.clip_skip,
         as_json=arguments.json,
     )
     return 0
@@ -87,6 +94,7 @@ def export(
     safety_checker: bool,
     fast_vae: Path | None,
     deep_cache: int | None,
+    clip_skip: int | None,
     as_json: bool,
 ) -> None:
     """Export a checkpoint and say what the bundle holds.
@@ -107,6 +115,7 @@ def export(
                 safety_checker=safety_checker,
                 fast_vae=fast_vae,
                 deep_cache=deep_cache,
+                clip_skip=clip_skip,
             )
     except ImportError as exc:
         module = (exc.name or "").partition(".")[0]
@@ -132,6 +141,7 @@ def _export(
     safety_checker: bool,
     fast_vae: Path | None,
     deep_cache: int | None,
+    clip_skip: int | None,
 ) -> Bundle:
     from export import ExportError, export_checkpoint
 
@@ -147,6 +157,7 @@ def _export(
             safety_checker=safety_checker,
             fast_vae=fast_vae,
             deep_cache=deep_cache,
+            clip_skip=clip_skip,
         )
     except ExportError as exc:
         raise CommandError(str(exc)) from exc

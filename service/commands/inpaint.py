@@ -81,6 +81,19 @@ def add(commands: Commands) -> None:
         help="run the whole UNet at every N-th step only; the bundle must be made for it",
     )
     parser.add_argument(
+        "--prompt-syntax",
+        choices=("plain", "a1111"),
+        default="plain",
+        help="a1111: weights such as (word:1.3), and long prompts, as in AUTOMATIC1111's web UI",
+    )
+    parser.add_argument(
+        "--clip-skip",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave out the text encoder's last N layers; the bundle must be made for it",
+    )
+    parser.add_argument(
         "--safety-checker",
         action="store_true",
         help="check the pictures; one that is not safe for work becomes black",
@@ -128,6 +141,8 @@ def _run(arguments: argparse.Namespace) -> int:
         vae=arguments.vae,
         guidance_share=arguments.guidance_share,
         deep_cache_interval=arguments.deep_cache_interval,
+        prompt_syntax=arguments.prompt_syntax,
+        clip_skip=arguments.clip_skip,
         as_json=arguments.json,
     )
     return 0
@@ -156,6 +171,8 @@ def inpaint(
     vae: Literal["full", "fast"],
     guidance_share: float,
     deep_cache_interval: int,
+    prompt_syntax: Literal["plain", "a1111"],
+    clip_skip: int,
     as_json: bool,
 ) -> None:
     """Fill the hole, write the pictures, and say where they went.
@@ -188,6 +205,8 @@ def inpaint(
             vae=vae,
             guidance_share=guidance_share,
             deep_cache_interval=deep_cache_interval,
+            prompt_syntax=prompt_syntax,
+            clip_skip=clip_skip,
         )
         result, ran_on = _fill(request, bundle=bundle, device=device)
     except InputError as exc:

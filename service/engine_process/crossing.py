@@ -66,6 +66,7 @@ def wrap_request(draft: Draft, region: Region, *, left: float | None = None) -> 
         "safety_checker": draft.safety_checker,
         "deadline": left,
         **dataclasses.asdict(draft.savings),
+        **dataclasses.asdict(draft.wording),
     }
     return wrap(values, {"image": draft.image, "mask": draft.mask * np.uint8(255)})
 

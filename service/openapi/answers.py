@@ -46,7 +46,8 @@ _META: Final[dict[str, Schema]] = {
     "width": _INTEGER,
 }
 """What meta always holds; init_image, mask_image, timings and plan come on top where there are
-any, vae, guidance_share, deep_cache_interval and working_size where they are not as usual."""
+any, vae, guidance_share, deep_cache_interval, working_size, prompt_syntax and clip_skip where they
+are not as usual."""
 
 _PLAN: Final = {
     "type": "object",
@@ -109,6 +110,8 @@ def answer_schemas() -> dict[str, Schema]:
                 "guidance_share": _NUMBER,
                 "deep_cache_interval": _INTEGER,
                 "working_size": _INTEGER,
+                "prompt_syntax": _TEXT,
+                "clip_skip": _INTEGER,
             },
             "additionalProperties": True,
         },

@@ -52,6 +52,11 @@ FIELDS: Final = {
     "multiple of 8: a smaller one takes less time and loses fine detail in what is filled; the "
     "result has its width and height, and what is kept stays as it is. 400 above what the model is "
     "made for; where left out, the size that suits the model best.",
+    "prompt_syntax": "How both prompts are read: plain takes every character as it is and cuts "
+    "what is longer than the text encoder takes; a1111 reads (word), (word:1.3), [word] and BREAK "
+    "as AUTOMATIC1111's web UI does, and takes up to eight times that length.",
+    "clip_skip": "How many of the text encoder's last layers are left out, as diffusers counts: 1 "
+    "is what the web UI calls 2. Above 0, 400 where the model was not made for it.",
     "deadline_ms": "Milliseconds, from when the request is accepted, after which the picture is of "
     "no use: it is given up then. Where it would come too late as asked for, fewer steps are made, "
     "the fast decoder is used where the model has one, or the working size is smaller, in this "

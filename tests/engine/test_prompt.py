@@ -20,9 +20,11 @@ class Counting(TextEncoder):
 
     runs = 0
 
-    def __call__(self, input_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    def __call__(
+        self, input_ids: npt.NDArray[np.int64], clip_skip: int = 0
+    ) -> npt.NDArray[np.float32]:
         self.runs += 1
-        return super().__call__(input_ids)
+        return super().__call__(input_ids, clip_skip)
 
 
 @pytest.fixture

@@ -61,6 +61,7 @@ def test_export(exporter: dict[str, Any], capsys: pytest.CaptureFixture[str]) ->
         "safety_checker": True,
         "fast_vae": None,
         "deep_cache": None,
+        "clip_skip": None,
     }
     out = capsys.readouterr().out
     assert out.splitlines() == [

@@ -42,6 +42,8 @@ def test_defaults() -> None:
         "guidance_share": 1.0,
         "deep_cache_interval": 1,
         "working_size": None,
+        "prompt_syntax": "plain",
+        "clip_skip": 0,
         "deadline_ms": None,
     }
     assert 0 <= body.seed < 2**32
@@ -185,6 +187,8 @@ SENTENCES: list[tuple[str, Any, str]] = [
     ("working_size", 56, "The working size must be between 64 and 1024."),
     ("working_size", 1032, "The working size must be between 64 and 1024."),
     ("working_size", "100", "The working size must be a multiple of 8."),
+    ("prompt_syntax", "compel", "The prompt syntax must be one of plain, a1111."),
+    ("clip_skip", 33, "The clip skip must be between 0 and 32."),
     ("region", 5, "The region must be one of auto, full, mask."),
 ]
 
