@@ -168,6 +168,8 @@ def weigh(field: str, hidden: Floats, weights: Floats) -> Floats:
     Raises:
         InputError: If that is impossible, since the weights make the mean zero.
     """
+    if (weights == 1).all():
+        return hidden
     weighted = hidden * weights[:, None]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         ratio = np.float32(hidden.mean(dtype=np.float64) / weighted.mean(dtype=np.float64))

@@ -98,6 +98,8 @@ def test_the_mean_stays() -> None:
 
 def test_weights_that_leave_no_mean() -> None:
     hidden = np.ones((2, 3), np.float32)
+    none = np.zeros((2, 3), np.float32)
+    assert weigh("prompt", none, np.ones(2, np.float32)) is none
     with pytest.raises(InputError, match="^prompt: has weights that cancel each other out$"):
         weigh("prompt", hidden, np.array([1, -1], np.float32))
 
