@@ -36,6 +36,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def write_json(path: Path, entries: Mapping[str, Any]) -> None:
+    """Write a JSON object; its folder is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+
+
 def class_of(index: Mapping[str, Any], name: str) -> Any:
     """The class of a part, which ``model_index.json`` gives as ``["library", "class"]``."""
     entry = index.get(name)
