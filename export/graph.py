@@ -3,8 +3,9 @@
 1. Inputs and outputs carry the bundle's symbolic shapes.
 2. Nodes that only rename a tensor go, and remarks that the tracer left.
 3. 3x3 convolutions of many channels on large planes are computed by ``export.winograd``.
-4. The initialisers are stored as ``export.initializers`` says: fp16 where it loses nothing (ONNX
-   Runtime folds the casts when it opens the session), above 512 MB in ``<name>.onnx.data``.
+4. The initialisers are stored as ``export.initializers`` says: in fewer bytes where that loses
+   nothing or is asked for (ONNX Runtime works them out when it opens the session), above 512 MB in
+   ``<name>.onnx.data``.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def finish(
     gives: tuple[TensorSpec, ...],
     plane: int = 0,
     data_file_bytes: int = DATA_FILE_BYTES,
+    stored: str = "exact",
 ) -> Path | None:
     """Turn a traced graph into the bundle's model file.
 
@@ -42,6 +44,7 @@ def finish(
         gives: The outputs, in order.
         plane: Side of the first input at the network's native size; 0 where it is no picture.
         data_file_bytes: Weights above this many bytes go into a data file.
+        stored: How the weights are stored; see ``export.initializers``.
 
     Returns:
         The data file, None where the model file holds everything.
@@ -57,7 +60,7 @@ def finish(
     if plane:
         rewrite(graph, traced.parent, plane=plane)
     data = path.with_name(f"{path.name}.data")
-    written = store(graph, traced.parent, data, data_file_bytes=data_file_bytes)
+    written = store(graph, traced.parent, data, data_file_bytes=data_file_bytes, stored=stored)
     onnx.save(model, path)
     onnx.checker.check_model(path)
     return written
