@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from engine.bundle import VAE_SCALE_FACTOR, FileRecord
 from export.entries import (
@@ -23,6 +23,9 @@ from export.entries import (
 )
 from export.errors import ExportError
 from export.preprocessor import Preprocessor, read_preprocessor
+
+if TYPE_CHECKING:
+    from export.lora import Lora
 
 PIPELINES: Final = (
     "StableDiffusionInpaintPipeline",
@@ -64,6 +67,9 @@ class Checkpoint:
         scheduler: ``scheduler_config.json``, with its ``_class_name``.
         preprocessor: How the safety checker sees pictures; None where there is no safety checker,
             or it is not wanted.
+        places: Folders of networks that lie elsewhere than in ``folder``.
+        loras: What is fused into the weights when they are loaded.
+        extras: What the bundle's provenance says besides.
     """
 
     folder: Path
@@ -76,6 +82,9 @@ class Checkpoint:
     vae: Mapping[str, Any]
     scheduler: Mapping[str, Any]
     preprocessor: Preprocessor | None = None
+    places: Mapping[str, Path] = field(default_factory=dict)
+    loras: tuple[Lora, ...] = ()
+    extras: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -85,6 +94,7 @@ class Checkpoint:
         source: str = "",
         revision: str | None = None,
         safety_checker: bool = True,
+        vae: Path | None = None,
     ) -> Checkpoint:
         """Read and check a diffusers folder; no weights are loaded.
 
@@ -93,6 +103,7 @@ class Checkpoint:
             source: What the caller named; the folder's own name where empty.
             revision: The commit on the hub, None for a folder.
             safety_checker: Look at the safety checker too, where there is one.
+            vae: The folder of another autoencoder, taken in place of the checkpoint's.
 
         Raises:
             ExportError: With what was found and what is supported.
@@ -105,7 +116,9 @@ class Checkpoint:
             )
         _check_class(folder, index, "text_encoder", "CLIPTextModel")
         _check_class(folder, index, "unet", "UNet2DConditionModel")
-        _check_class(folder, index, "vae", "AutoencoderKL", "AutoencoderTiny")
+        if vae is None:
+            _check_class(folder, index, "vae", "AutoencoderKL", "AutoencoderTiny")
+        places = {} if vae is None else {"vae": vae}
         scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
         scheduler.setdefault("_class_name", class_of(index, "scheduler"))
         preprocessor = _preprocessor(folder, index) if safety_checker else None
@@ -115,15 +128,16 @@ class Checkpoint:
             revision=revision,
             pipeline=pipeline,
             variant={
-                name: _variant(folder, name)
+                name: _variant(places.get(name, folder / name), name)
                 for name in WEIGHT_STEMS
                 if name != "safety_checker" or preprocessor is not None
             },
             text_encoder=read_json(folder / "text_encoder" / "config.json"),
             unet=read_json(folder / "unet" / "config.json"),
-            vae=read_json(folder / "vae" / "config.json"),
+            vae=read_json(places.get("vae", folder / "vae") / "config.json"),
             scheduler=scheduler,
             preprocessor=preprocessor,
+            places=places,
         )
         checkpoint._check_entries()
         checkpoint._check_unet()
@@ -144,14 +158,18 @@ class Checkpoint:
 
     def weights(self, *names: str) -> list[Path]:
         """The weight files that are read, of all networks or of those named, in a stable order."""
-        return [file for name in names or self.variant for file in _weights(self.folder, name)]
+        return [file for name in names or self.variant for file in _weights(self.part(name), name)]
+
+    def part(self, name: str) -> Path:
+        """The folder of a network."""
+        return self.places.get(name, self.folder / name)
 
     def digest(self) -> str:
         """SHA-256 over the names and SHA-256 sums of the weight files that are read."""
         total = hashlib.sha256()
-        for file in self.weights():
-            name = file.relative_to(self.folder).as_posix()
-            total.update(f"{name} {FileRecord.of(file).sha256}\n".encode())
+        for network in self.variant:
+            for file in self.weights(network):
+                total.update(f"{network}/{file.name} {FileRecord.of(file).sha256}\n".encode())
         return total.hexdigest()
 
     def _check_entries(self) -> None:
@@ -159,7 +177,7 @@ class Checkpoint:
         where = self.folder / "unet" / "config.json"
         require_whole(where, self.unet, "in_channels", "out_channels")
         require_sides(where, self.unet, "sample_size")
-        where = self.folder / "vae" / "config.json"
+        where = self.part("vae") / "config.json"
         require_whole(where, self.vae, "latent_channels")
         require_list(where, self.vae, "block_out_channels")
         require_list(where, self.vae, "num_encoder_blocks", smallest=0)
@@ -175,7 +193,8 @@ class Checkpoint:
         if channels not in (latents, 2 * latents + 1):
             raise ExportError(
                 f"{where}: in_channels is {channels}; with {latents} latent channels "
-                f"{latents} (plain) and {2 * latents + 1} (inpainting) are supported"
+                f"{latents} (plain) and {2 * latents + 1} (inpainting) are supported; the "
+                f"autoencoder is {self.part('vae')}"
             )
         if unet.get("out_channels", 4) != latents:
             raise ExportError(
@@ -196,7 +215,7 @@ class Checkpoint:
             )
 
     def _check_vae(self) -> None:
-        where, vae = self.folder / "vae" / "config.json", self.vae
+        where, vae = self.part("vae") / "config.json", self.vae
         if vae.get("_class_name") not in ("AutoencoderKL", "AutoencoderTiny"):
             raise ExportError(
                 f"{where}: _class_name is {vae.get('_class_name')!r}; "
@@ -231,7 +250,7 @@ def _preprocessor(folder: Path, index: Mapping[str, Any]) -> Preprocessor | None
     where = folder / "feature_extractor" / "preprocessor_config.json"
     try:
         _check_class(folder, index, "safety_checker", SAFETY_CHECKER)
-        _weights(folder, "safety_checker")
+        _weights(folder / "safety_checker", "safety_checker")
         read_json(folder / "safety_checker" / "config.json")
         return read_preprocessor(where, read_json(where))
     except ExportError as exc:
@@ -250,7 +269,7 @@ def _check_class(folder: Path, index: Mapping[str, Any], name: str, *allowed: st
 
 
 def _weights(folder: Path, name: str) -> list[Path]:
-    return find_weights(folder / name, WEIGHT_STEMS[name])
+    return find_weights(folder, WEIGHT_STEMS[name])
 
 
 def find_weights(folder: Path, stem: str) -> list[Path]:

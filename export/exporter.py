@@ -30,9 +30,9 @@ from export import licence as licences
 from export.checkpoint import Checkpoint
 from export.errors import ExportError, in_a_line
 from export.fast_vae import FastVae
-from export.hub import fetch, is_hub_name
-from export.output import require_free, staged
+from export.output import called, require_free, staged
 from export.quiet import quiet
+from export.sources import ORIGINAL, OTHER_VAE, adapted, find_checkpoint
 
 if TYPE_CHECKING:
     from export.networks import Network
@@ -41,7 +41,10 @@ Progress = Callable[[str, int, int], None]
 """Called before each stage with its name, its index and the number of stages; then "done"."""
 
 TARGETS: Final = ("cpu",)
-PRECISIONS: Final = ("fp32",)
+PRECISIONS: Final = ("fp32", "fp16", "int8")
+
+IN_BYTES: Final = ("text_encoder", "text_encoder_2", "unet")
+"""What ``"int8"`` is for: the networks that are large."""
 
 _LIBRARIES: Final = ("torch", "diffusers", "transformers", "optimum-onnx", "onnx", "onnxruntime")
 
@@ -67,15 +70,22 @@ def export_checkpoint(
     fast_vae: str | os.PathLike[str] | None = None,
     deep_cache: int | None = None,
     clip_skip: int | None = None,
+    clip_tokenizer: str | os.PathLike[str] | None = None,
+    prediction_type: str | None = None,
+    vae: str | os.PathLike[str] | None = None,
+    loras: Sequence[tuple[str | os.PathLike[str], float]] = (),
 ) -> Bundle:
-    """Export a diffusers checkpoint as a model bundle.
+    """Export a checkpoint as a model bundle.
 
     Args:
-        source: A diffusers folder, or a name on the hub such as ``"owner/model"``.
+        source: A diffusers folder, a name on the hub such as ``"owner/model"``, or a single
+            ``.safetensors`` file in the original layout; see ``export.original``.
         output: The folder that becomes the bundle.
         target: What the bundle is for; ``"cpu"``.
-        precision: What is computed in; ``"fp32"``. Weights that fp16 holds exactly are stored in
-            fp16 all the same.
+        precision: How the weights are stored; what is computed with them is fp32. Of ``"fp32"``
+            only those that fp16 holds exactly are stored in fp16, and nothing is lost; ``"fp16"``
+            rounds them all, ``"int8"`` keeps those of the text encoder and the UNet in 8.25 bits
+            each and rounds the others to fp16.
         revision: Branch, tag or commit on the hub.
         overwrite: Replace a bundle that lies at ``output``.
         progress: Told of each stage.
@@ -94,6 +104,12 @@ def export_checkpoint(
             requests may run its outer layers alone at some steps; see ``export.deep_cache``.
         clip_skip: Let requests leave out up to so many of the text encoder's last layers; see
             ``export.clip_skip``.
+        clip_tokenizer: The tokenizer for a single file; see ``export.clip_vocabulary``.
+        prediction_type: What the UNet of a single file predicts, ``"epsilon"`` or
+            ``"v_prediction"``, where the file does not say.
+        vae: The folder of another autoencoder, or a ``.safetensors`` file of one in the original
+            layout, in place of the checkpoint's.
+        loras: LoRA files, each with its scale, fused into the weights; see ``export.lora``.
 
     Returns:
         The bundle, opened and verified.
@@ -108,10 +124,23 @@ def export_checkpoint(
     require_free(output, overwrite=overwrite)
     stages = _Stages(progress)
     stages.next("checkpoint")
-    checkpoint = find_checkpoint(source, revision=revision, safety_checker=safety_checker)
-    fast = None if fast_vae is None else FastVae.open(Path(fast_vae), checkpoint)
-    config = chosen.scheduler_config(checkpoint)
-    with staged(output, overwrite=overwrite) as folder:
+    with (
+        staged(output, overwrite=overwrite) as folder,
+        called(folder / ORIGINAL, source),
+        called(folder / OTHER_VAE, vae or ""),
+    ):
+        checkpoint = find_checkpoint(
+            source,
+            revision=revision,
+            safety_checker=safety_checker,
+            work=folder,
+            clip_tokenizer=clip_tokenizer,
+            prediction_type=prediction_type,
+            vae=vae,
+        )
+        checkpoint = adapted(checkpoint, vae=vae, loras=loras)
+        fast = None if fast_vae is None else FastVae.open(Path(fast_vae), checkpoint)
+        config = chosen.scheduler_config(checkpoint)
         networks, tokenizer = _libraries()
         values = chosen.defaults(
             config,
@@ -133,7 +162,7 @@ def export_checkpoint(
             builders["text_encoder"] = _skipping(checkpoint, tokens=tokens, skips=clip_skip)
         stages.expect(networks=len(builders))
         for name, build in builders.items():
-            components[name] = _export_network(name, build, folder, stages)
+            components[name] = _export_network(name, build, folder, stages, precision)
             gc.collect()
         if deep_cache is not None:
             whole, outer = _split(folder, components["unet"], branch=deep_cache)
@@ -158,6 +187,8 @@ def export_checkpoint(
             safety=networks.safety(checkpoint),
             fast_latents=None if fast is None else fast.latents,
         )
+        for name in (ORIGINAL, OTHER_VAE):
+            shutil.rmtree(folder / name, ignore_errors=True)
         _write(bundle, output)
     bundle = Bundle.open(output)
     stages.done()
@@ -171,28 +202,6 @@ def _write(bundle: Bundle, output: Path) -> None:
     except EngineError as exc:
         said = str(exc).removeprefix(f"{bundle.path}: ")
         raise ExportError(f"{output}: would be no bundle that the engine opens: {said}") from exc
-
-
-def find_checkpoint(
-    source: str | os.PathLike[str], *, revision: str | None = None, safety_checker: bool = True
-) -> Checkpoint:
-    """Open a folder, or fetch a name from the hub and open that.
-
-    Raises:
-        ExportError: When it is neither, or not a checkpoint that can be exported.
-    """
-    name = os.fspath(source)
-    path = Path(name)
-    if os.path.isdir(path):  # unlike Path's, these say no to a name that is too long for a path
-        if revision is not None:
-            raise ExportError(f"{name}: is a folder here; a revision belongs to a name on the hub")
-        return Checkpoint.open(path, safety_checker=safety_checker)
-    if os.path.exists(path):
-        raise ExportError(f"{name}: is a single file; a diffusers folder is needed")
-    if isinstance(source, Path) or not is_hub_name(name):
-        raise ExportError(f"{name}: does not exist, and is no name on the hub (owner/model)")
-    folder, commit = fetch(name, revision=revision, safety_checker=safety_checker)
-    return Checkpoint.open(folder, source=name, revision=commit, safety_checker=safety_checker)
 
 
 def _libraries() -> tuple[ModuleType, ModuleType]:
@@ -228,11 +237,16 @@ class _Stages:
 
 
 def _export_network(
-    name: str, build: Callable[[], Network], folder: Path, stages: _Stages
+    name: str,
+    build: Callable[[], Network],
+    folder: Path,
+    stages: _Stages,
+    precision: str = "fp32",
 ) -> Component:
     """Load, trace, store and check one network; it is freed on return."""
     from export import graph, onnx_configs, parity
 
+    stored = _stored(name, precision)
     stages.next(f"{name}: convert")
     network = build()
     work = folder / "work"
@@ -246,6 +260,7 @@ def _export_network(
             takes=network.config.takes,
             gives=network.config.gives,
             plane=network.plane,
+            stored=stored,
         )
     except (RuntimeError, ValueError, TypeError, AttributeError, OSError) as exc:
         raise ExportError(f"{name}: cannot be converted: {in_a_line(exc)}") from exc
@@ -256,8 +271,15 @@ def _export_network(
         data=None if data is None else FileRecord.of(data),
         inputs=network.config.takes,
         outputs=network.config.gives,
-        parity=parity.check(network, model),
+        parity=parity.check(network, model, stored=stored),
     )
+
+
+def _stored(name: str, precision: str) -> str:
+    """How a network's weights are stored; a decoder's errors are seen, a checker's are weighed."""
+    if precision == "int8" and name not in IN_BYTES:
+        return "fp16"
+    return "exact" if precision == "fp32" else precision
 
 
 def _split(folder: Path, unet: Component, *, branch: int) -> tuple[Component, Component]:
@@ -293,15 +315,19 @@ def _provenance(checkpoint: Checkpoint, fast: FastVae | None) -> dict[str, Any]:
     from export.onnx_configs import OPSET
 
     more = {} if fast is None else {"fast_vae_weights_sha256": fast.digest()}
-    return more | {
-        "source": checkpoint.source,
-        "revision": checkpoint.revision,
-        "pipeline": checkpoint.pipeline,
-        "weights_sha256": checkpoint.digest(),
-        "exporter": f"edgefill {_version('edgefill')}",
-        "libraries": {name: _version(name) for name in _LIBRARIES},
-        "opset": OPSET,
-    }
+    return (
+        more
+        | dict(checkpoint.extras)
+        | {
+            "source": checkpoint.source,
+            "revision": checkpoint.revision,
+            "pipeline": checkpoint.pipeline,
+            "weights_sha256": checkpoint.digest(),
+            "exporter": f"edgefill {_version('edgefill')}",
+            "libraries": {name: _version(name) for name in _LIBRARIES},
+            "opset": OPSET,
+        }
+    )
 
 
 def _version(distribution: str) -> str:

@@ -255,8 +255,11 @@ def _vae(checkpoint: Checkpoint) -> Any:
 
 
 def _load(checkpoint: Checkpoint, name: str, kind: Any, **settings: Any) -> Any:
-    """A network of a checkpoint; see ``load``."""
-    return load(checkpoint.folder / name, kind, variant=checkpoint.variant[name], **settings)
+    """A network of a checkpoint, its LoRA files fused; see ``load``."""
+    model = load(checkpoint.part(name), kind, variant=checkpoint.variant[name], **settings)
+    for lora in checkpoint.loras:
+        lora.fuse(name, model)
+    return model
 
 
 def load(folder: Path, kind: Any, *, variant: str | None, **settings: Any) -> Any:

@@ -7,6 +7,7 @@ lies there is replaced only when that is asked for, anything else never.
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -38,6 +39,17 @@ def staged(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
         _publish(folder, output, overwrite=overwrite)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def called(folder: Path, source: str | os.PathLike[str]) -> Iterator[None]:
+    """Let errors about a folder that goes again speak of what it was made from."""
+    try:
+        yield
+    except ExportError as exc:
+        if str(folder) not in str(exc):
+            raise
+        raise type(exc)(str(exc).replace(str(folder), os.fspath(source))) from exc
 
 
 def require_free(output: Path, *, overwrite: bool) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from service.commands.arguments import Commands
 
 TARGETS: Final = ("cpu",)
-PRECISIONS: Final = ("fp32",)
+PRECISIONS: Final = ("fp32", "fp16", "int8")
 OURS: Final = ("engine", "export", "service", "bench")
 
 
@@ -24,16 +24,25 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "export",
         help="turn a checkpoint into a model bundle",
-        description="Turn a diffusers checkpoint into a bundle that the engine runs without torch. "
+        description="Turn a checkpoint into a bundle that the engine runs without torch. "
         "Needs the export extra: pip install 'edgefill[export]'",
         allow_abbrev=False,
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder, or name on the hub")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="diffusers folder, name on the hub, or single .safetensors file",
+    )
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="where the bundle goes"
     )
     parser.add_argument("--target", choices=TARGETS, default="cpu", help="default: cpu")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: fp32")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="how weights are stored; the processor computes in fp32 (default: fp32)",
+    )
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the hub")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle in DIR")
     parser.add_argument(
@@ -62,61 +71,57 @@ def add(commands: Commands) -> None:
         metavar="N",
         help="let requests leave out up to N of the text encoder's last layers",
     )
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="PATH",
+        help="CLIP's tokenizer for a single file: a diffusers tokenizer folder, or OpenAI's list "
+        "of merges; that of an installed open_clip or clip package where left out",
+    )
+    parser.add_argument(
+        "--prediction-type",
+        metavar="NAME",
+        help="what the UNet of a single file predicts, where it does not say: epsilon, "
+        "v_prediction",
+    )
+    parser.add_argument(
+        "--vae",
+        type=Path,
+        metavar="PATH",
+        help="another autoencoder in place of the checkpoint's: its folder, or a file in the "
+        "original layout",
+    )
+    parser.add_argument(
+        "--lora",
+        action="append",
+        type=_lora,
+        default=[],
+        metavar="FILE[:SCALE]",
+        help="LoRA fused into the weights, 1 where SCALE is left out; may be given several times",
+    )
+    parser.add_argument("--scheduler", metavar="NAME", help="scheduler of requests that name none")
+    parser.add_argument("--steps", type=int, metavar="N", help="steps of requests that name none")
+    parser.add_argument(
+        "--guidance", type=float, metavar="SCALE", help="guidance of requests that name none"
+    )
     add_json(parser)
     parser.set_defaults(run=_run)
 
 
+def _lora(text: str) -> tuple[Path, float]:
+    """``FILE`` or ``FILE:SCALE``; a colon that no number follows is the file's."""
+    file, colon, scale = text.rpartition(":")
+    try:
+        return (Path(file), float(scale)) if colon and file else (Path(text), 1.0)
+    except ValueError:
+        return Path(text), 1.0
+
+
 def _run(arguments: argparse.Namespace) -> int:
-    export(
-        arguments.checkpoint,
-        arguments.output,
-        target=arguments.target,
-        precision=arguments.precision,
-        revision=arguments.revision,
-        overwrite=arguments.overwrite,
-        safety_checker=not arguments.no_safety_checker,
-        fast_vae=arguments.fast_vae,
-        deep_cache=arguments.deep_cache,
-        clip_skip=arguments.clip_skip,
-        as_json=arguments.json,
-    )
-    return 0
-
-
-def export(
-    checkpoint: str,
-    output: Path,
-    *,
-    target: str,
-    precision: str,
-    revision: str | None,
-    overwrite: bool,
-    safety_checker: bool,
-    fast_vae: Path | None,
-    deep_cache: int | None,
-    clip_skip: int | None,
-    as_json: bool,
-) -> None:
-    """Export a checkpoint and say what the bundle holds.
-
-    Raises:
-        CommandError: For every failure that a user can cause or mend.
-    """
+    output: Path = arguments.output
     try:
         with progress("exporting") as advance:
-            bundle = _export(
-                checkpoint,
-                output,
-                target=target,
-                precision=precision,
-                progress=advance,
-                overwrite=overwrite,
-                revision=revision,
-                safety_checker=safety_checker,
-                fast_vae=fast_vae,
-                deep_cache=deep_cache,
-                clip_skip=clip_skip,
-            )
+            bundle = _export(arguments, advance)
     except ImportError as exc:
         module = (exc.name or "").partition(".")[0]
         if not module or module in OURS:
@@ -126,38 +131,33 @@ def export(
         ) from exc
     except OSError as exc:
         raise CommandError(f"cannot export to {output}: {reason(exc)}") from exc
-    _tell(bundle, output, as_json=as_json)
+    _tell(bundle, output, as_json=arguments.json)
+    return 0
 
 
-def _export(
-    checkpoint: str,
-    output: Path,
-    *,
-    target: str,
-    precision: str,
-    progress: Advance,
-    overwrite: bool,
-    revision: str | None,
-    safety_checker: bool,
-    fast_vae: Path | None,
-    deep_cache: int | None,
-    clip_skip: int | None,
-) -> Bundle:
+def _export(arguments: argparse.Namespace, advance: Advance) -> Bundle:
     from export import ExportError, export_checkpoint
 
     try:
         return export_checkpoint(
-            checkpoint,
-            output,
-            target=target,
-            precision=precision,
-            progress=progress,
-            overwrite=overwrite,
-            revision=revision,
-            safety_checker=safety_checker,
-            fast_vae=fast_vae,
-            deep_cache=deep_cache,
-            clip_skip=clip_skip,
+            arguments.checkpoint,
+            arguments.output,
+            target=arguments.target,
+            precision=arguments.precision,
+            progress=advance,
+            overwrite=arguments.overwrite,
+            revision=arguments.revision,
+            safety_checker=not arguments.no_safety_checker,
+            fast_vae=arguments.fast_vae,
+            deep_cache=arguments.deep_cache,
+            clip_skip=arguments.clip_skip,
+            clip_tokenizer=arguments.tokenizer,
+            prediction_type=arguments.prediction_type,
+            vae=arguments.vae,
+            loras=arguments.lora,
+            scheduler=arguments.scheduler,
+            num_inference_steps=arguments.steps,
+            guidance_scale=arguments.guidance,
         )
     except ExportError as exc:
         raise CommandError(str(exc)) from exc

@@ -213,7 +213,7 @@ def test_more_text_positions_than_the_encoder_has(folder: Path) -> None:
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "model.ckpt").write_bytes(b"\x80")
     cases = {
-        "model.ckpt": "is a single file; a diffusers folder is needed",
+        "model.ckpt": "is no folder; a diffusers folder is needed",
         "not/there/at all": "does not exist, and is no name on the hub",
         ".": "model_index.json: is missing; a diffusers folder",
     }

@@ -159,7 +159,7 @@ def test_a_failed_export_leaves_nothing(
     ("settings", "message"),
     [
         ({"target": "cuda"}, "target is 'cuda'; allowed: cpu"),
-        ({"precision": "fp16"}, "precision is 'fp16'; allowed: fp32"),
+        ({"precision": "int4"}, "precision is 'int4'; allowed: fp32, fp16, int8"),
         ({"scheduler": "magic"}, "scheduler is 'magic'; allowed: ddim, ddpm, euler"),
         ({"size": 100}, "size is 100; a multiple of 8"),
         ({"revision": "main"}, "a revision belongs to a name on the hub"),

@@ -62,6 +62,13 @@ def test_export(exporter: dict[str, Any], capsys: pytest.CaptureFixture[str]) ->
         "fast_vae": None,
         "deep_cache": None,
         "clip_skip": None,
+        "clip_tokenizer": None,
+        "prediction_type": None,
+        "vae": None,
+        "loras": [],
+        "scheduler": None,
+        "num_inference_steps": None,
+        "guidance_scale": None,
     }
     out = capsys.readouterr().out
     assert out.splitlines() == [
@@ -73,12 +80,23 @@ def test_export(exporter: dict[str, Any], capsys: pytest.CaptureFixture[str]) ->
 
 def test_options_and_json(exporter: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     wanted = ["--target", "cpu", "--precision", "fp32", "--revision", "abc", "--overwrite"]
-    wanted.append("--no-safety-checker")
+    wanted += ["--no-safety-checker", "--tokenizer", "t", "--prediction-type", "v_prediction"]
+    wanted += ["--scheduler", "lcm", "--steps", "4", "--guidance", "1"]
+    wanted += ["--lora", "a.safetensors", "--lora", "C:b:-0.5", "--lora", "C:c"]
     assert main(["export", "m", "--output", "out", *wanted, "--json"]) == 0
     options = exporter["call"][2]
     assert (options["target"], options["precision"]) == ("cpu", "fp32")
     assert (options["revision"], options["overwrite"]) == ("abc", True)
     assert options["safety_checker"] is False
+    assert options["clip_tokenizer"] == Path("t")
+    assert options["prediction_type"] == "v_prediction"
+    assert options["loras"] == [
+        (Path("a.safetensors"), 1.0),
+        (Path("C:b"), -0.5),
+        (Path("C:c"), 1.0),
+    ]
+    assert (options["scheduler"], options["num_inference_steps"]) == ("lcm", 4)
+    assert options["guidance_scale"] == 1.0
     record = json.loads(capsys.readouterr().out)
     assert record["bytes"] == 2_500_000
     assert record["parity"] == {"unet": {"psnr_db": 99.5, "max_abs_error": 1e-5}}
