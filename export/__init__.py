@@ -1,4 +1,4 @@
-"""A diffusers checkpoint in, a model bundle out; holds the training recipe of the default model.
+"""A checkpoint in, a model bundle out; holds the training recipe of the default model.
 
     from export import export_checkpoint
 

@@ -164,10 +164,10 @@ class Checkpoint:
         """The folder of a network."""
         return self.places.get(name, self.folder / name)
 
-    def digest(self) -> str:
-        """SHA-256 over the names and SHA-256 sums of the weight files that are read."""
+    def digest(self, *names: str) -> str:
+        """SHA-256 over the names and SHA-256 sums of ``weights(*names)``."""
         total = hashlib.sha256()
-        for network in self.variant:
+        for network in names or self.variant:
             for file in self.weights(network):
                 total.update(f"{network}/{file.name} {FileRecord.of(file).sha256}\n".encode())
         return total.hexdigest()

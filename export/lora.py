@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from engine.bundle import FileRecord
 from export.checkpoint import Checkpoint
 from export.errors import ExportError
 from export.lora_names import Targets, alpha_of, split_name
-from export.weight_file import DTYPES, Tensor, WeightFile
+from export.weight_file import DTYPES, WeightFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,17 +165,19 @@ def _check(file: WeightFile, layer: Layer, weight: tuple[int, ...], network: str
             raise ExportError(
                 f"{file.path}: {name} is of type {kind}; supported: {', '.join(DTYPES)}"
             )
-    up, down = (_flat(file.tensors[name]) for name in (layer.up, layer.down))
+    if isinstance(layer.alpha, str) and prod(shape := file.tensors[layer.alpha].shape) != 1:
+        raise ExportError(
+            f"{file.path}: {layer.alpha} has the shape {list(shape)}; one number is needed"
+        )
+    up, down = (_flat(file.tensors[name].shape) for name in (layer.up, layer.down))
     rank = down[0] if down else 0
-    kernel = _flat_shape(weight)[2:]
     if layer.mid is None:
-        fits = up == (weight[0], rank) and down == (rank, *_flat_shape(weight)[1:])
+        fits = down == (rank, *_flat(weight)[1:])
     else:
         mid = file.tensors[layer.mid].shape
-        fits = (
-            up == (weight[0], rank) and down == (rank, weight[1]) and mid == (rank, rank, *kernel)
-        )
-    if not fits:
+        kernel = weight[2:]
+        fits = bool(kernel) and down == (rank, weight[1]) and mid == (rank, rank, *kernel)
+    if not (fits and rank and up == (weight[0], rank)):
         shapes = ", ".join(f"{name} {list(file.tensors[name].shape)}" for name in used)
         raise ExportError(
             f"{file.path}: {shapes} do not fit {layer.module} of the {network}, which is "
@@ -182,10 +185,6 @@ def _check(file: WeightFile, layer: Layer, weight: tuple[int, ...], network: str
         )
 
 
-def _flat(tensor: Tensor) -> tuple[int, ...]:
-    return _flat_shape(tensor.shape)
-
-
-def _flat_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
     """A shape without a kernel of one place."""
     return shape[:2] if all(side == 1 for side in shape[2:]) else shape

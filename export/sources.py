@@ -33,10 +33,11 @@ def find_checkpoint(
         source: What the caller named.
         revision: Branch, tag or commit on the hub.
         safety_checker: Look at the safety checker too.
-        work: Where a single file is laid out, in ``ORIGINAL``; none is taken where None.
+        work: Where single files are laid out, in ``ORIGINAL`` and ``OTHER_VAE``; none is taken
+            where None.
         clip_tokenizer: For a single file.
         prediction_type: For a single file.
-        vae: The folder or the file of another autoencoder, which needs ``work``.
+        vae: The folder or the file of another autoencoder.
 
     Raises:
         ExportError: When it is none of them, or not a checkpoint that can be exported.
@@ -46,7 +47,7 @@ def find_checkpoint(
     here = os.path.exists(path)  # unlike Path's, this says no to a name that is too long for a path
     if here and revision is not None:
         raise ExportError(f"{name}: lies here; a revision belongs to a name on the hub")
-    place = None if vae is None or work is None else _vae_folder(Path(vae), work / OTHER_VAE)
+    place = None if vae is None else _vae_folder(Path(vae), work)
     if work is not None and os.path.isfile(path):
         return _lay_out(path, work / ORIGINAL, clip_tokenizer, prediction_type, vae=place)
     for field, value in (("tokenizer", clip_tokenizer), ("prediction_type", prediction_type)):
@@ -72,14 +73,14 @@ def adapted(
     vae: str | os.PathLike[str] | None = None,
     loras: Sequence[tuple[str | os.PathLike[str], float]] = (),
 ) -> Checkpoint:
-    """The checkpoint with LoRA files, and with the name of its other autoencoder on record.
+    """The checkpoint with LoRA files, and with its other autoencoder on record.
 
     Raises:
         ExportError: When a file is not understood, or is not for this checkpoint.
     """
     if vae is not None:
-        extras = {**checkpoint.extras, "vae": Path(vae).resolve().name}
-        checkpoint = replace(checkpoint, extras=extras)
+        record = {"name": Path(vae).resolve().name, "weights_sha256": checkpoint.digest("vae")}
+        checkpoint = replace(checkpoint, extras={**checkpoint.extras, "vae": record})
     if loras:
         from export.lora import with_loras
 
@@ -87,14 +88,14 @@ def adapted(
     return checkpoint
 
 
-def _vae_folder(path: Path, work: Path) -> Path:
+def _vae_folder(path: Path, work: Path | None) -> Path:
     """The folder of an autoencoder; a single file is laid out as one."""
-    if path.is_file():
+    if path.is_file() and work is not None:
         from export.original import write_vae
 
-        return write_vae(path, work)
+        return write_vae(path, work / OTHER_VAE)
     if not path.is_dir():
-        raise ExportError(f"{path}: does not exist; the folder of an autoencoder, or its file")
+        raise ExportError(f"{path}: is no folder; the folder of an autoencoder, or its file")
     return path
 
 

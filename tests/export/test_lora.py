@@ -38,6 +38,7 @@ UNET = (
 )
 TEXT = (
     "text_model.encoder.layers.0.self_attn.q_proj",
+    "text_model.encoder.layers.0.self_attn.out_proj",
     "text_model.encoder.layers.1.mlp.fc2",
 )
 
@@ -218,7 +219,7 @@ def test_bundle_of_a_checkpoint_with_lora(checkpoint: Get, tmp_path: Path) -> No
 
 
 def test_weights_are_those_that_diffusers_fuses(checkpoint: Get, tmp_path: Path) -> None:
-    pytest.importorskip("peft")
+    pytest.importorskip("peft", reason="needs peft, which no extra installs")
     from diffusers import StableDiffusionPipeline
 
     folder = checkpoint("plain_kl")
@@ -261,6 +262,8 @@ MID = "lora_unet_conv_in.lora_"
         (GOOD | {f"{KOHYA}.lora_down.weight": A[:, 1:]}, r"_to_q\.lora_down\.weight \[2, 63\] do"),
         (GOOD | {f"{KOHYA}.lora_up.weight": B.int()}, "is of type I32; supported: F32"),
         (GOOD | {f"{KOHYA}.lora_mid.weight": A}, r"lora_mid\.weight \[2, 64\] do not fit"),
+        (GOOD | {f"{KOHYA}.alpha": A}, r"_to_q\.alpha has the shape \[2, 64\]; one number is"),
+        ({f"{KOHYA}.lora_down.weight": A[:0], f"{KOHYA}.lora_up.weight": B[:, :0]}, "do not fit"),
         (GOOD | {"lora_unet_x.alpha": A}, "lora_unet_x.alpha is for no layer of this checkpoint's"),
         (GOOD | {"lora_te2_x.alpha": A}, "is for a text_encoder_2, which this checkpoint has not"),
         (GOOD | {"lora_vae_x.alpha": A}, "is for no network that is known; understood are kohya"),

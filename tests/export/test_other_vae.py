@@ -29,7 +29,8 @@ def test_bundle_with_another_vae(checkpoint: Get, tmp_path: Path) -> None:
     config.write_text(json.dumps(json.loads(config.read_text()) | {"scaling_factor": 0.25}))
     bundle = export_checkpoint(checkpoint("inpaint_kl"), tmp_path / "b", vae=other / "vae")
     assert bundle.latents.scaling_factor == 0.25
-    assert bundle.provenance["vae"] == "vae"
+    assert bundle.provenance["vae"]["name"] == "vae"
+    assert len(bundle.provenance["vae"]["weights_sha256"]) == 64
     cases: dict[str, dict[str, Any]] = {
         "vae_decoder": {"latents": normal(1, 1, 4, 9, 8)},
         "vae_encoder": {"image": normal(2, 1, 3, 72, 64)},
@@ -120,7 +121,7 @@ def test_what_is_no_vae(checkpoint: Get, tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     diffusers_file = checkpoint("plain_kl") / "vae" / "diffusion_pytorch_model.safetensors"
     cases = {
-        tmp_path / "absent": r"absent: does not exist; the folder of an autoencoder",
+        tmp_path / "absent": r"absent: is no folder; the folder of an autoencoder",
         tmp_path: "holds no weights; expected diffusion_pytorch_model",
         tmp_path / "x.safetensors": r"x\.safetensors: holds no autoencoder in the original layout",
         diffusers_file: r"is no weight of Stable Diffusion .* in the original layout",
