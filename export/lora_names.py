@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from export.checkpoint import Checkpoint
 from export.errors import ExportError
+from export.original_names import original_layers
 from export.weight_file import WeightFile
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -59,7 +60,8 @@ class Targets:
 
     Attributes:
         shapes: For each network, the layers and the shapes of their weights.
-        flat: For each network, the layers by their names with ``_`` for ``.``, as kohya has them.
+        flat: For each network, the layers by their names with ``_`` for ``.``, as kohya has them,
+            those of the UNet by their original names too.
     """
 
     shapes: Mapping[str, Shapes]
@@ -74,10 +76,14 @@ class Targets:
             if network in _DIFFUSERS.values()
         }
         flat = {
-            network: {layer.replace(".", "_"): layer for layer in layers}
-            for network, layers in shapes.items()
+            network: _flat({layer: layer for layer in known}) for network, known in shapes.items()
         }
+        flat["unet"] = _flat(original_layers(shapes["unet"])) | flat["unet"]
         return cls(shapes=shapes, flat=flat)
+
+
+def _flat(layers: Mapping[str, str]) -> dict[str, str]:
+    return {name.replace(".", "_"): layer for name, layer in layers.items()}
 
 
 def _shapes(checkpoint: Checkpoint, network: str) -> dict[str, tuple[int, ...]]:

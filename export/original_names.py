@@ -9,6 +9,7 @@ unseen.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Final
 
 _RESNET: Final = {
@@ -20,6 +21,9 @@ _RESNET: Final = {
     "skip_connection": "conv_shortcut",
 }
 _UNET_BLOCK: Final = r"(input|output)_blocks\.(\d+)\.([012])\.(.+)|middle_block\.([012])\.(.+)"
+_DIFFUSERS_BLOCK: Final = (
+    r"(down|mid|up)_block(?:s\.(\d+))?\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)"
+)
 _UNET_ENDS: Final = {
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",
@@ -90,6 +94,39 @@ def _in_block(place: str, inner: str, kind: str) -> str | None:
         return f"{place}.{_RESNET[inner]}.{kind}" if inner in _RESNET else None
     known = inner in ("norm", "proj_in", "proj_out") or inner.startswith("transformer_blocks.")
     return f"{place}.{inner}.{kind}" if known else None
+
+
+def original_layers(layers: Collection[str]) -> dict[str, str]:
+    """diffusers' layers of a UNet by their original names, as ``unet_name`` has them.
+
+    Args:
+        layers: The layers, weights' names without ``.weight``.
+    """
+    blocks = {layer.split(".")[3] for layer in layers if layer.startswith("down_blocks.0.resnets.")}
+    ends = {new: old for old, new in _UNET_ENDS.items()}
+    ends |= {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
+    resnet = {new: old for old, new in _RESNET.items()}
+    found = {}
+    for layer in layers:
+        if layer in ends:
+            found[ends[layer]] = layer
+        elif known := re.fullmatch(_DIFFUSERS_BLOCK, layer):
+            way, level, kind, place, inner = known.groups()
+            inner = resnet.get(inner, inner) if kind == "resnets" else inner
+            first = int(level or 0) * (len(blocks) + 1)
+            if way == "mid":
+                start = f"middle_block.{1 if kind == 'attentions' else 2 * int(place)}"
+            elif kind == "downsamplers":
+                start, inner = f"input_blocks.{first + len(blocks) + 1}.0", "op"
+            elif kind == "upsamplers":
+                crossed = any(name.startswith(f"up_blocks.{level}.attentions.") for name in layers)
+                start = f"output_blocks.{first + len(blocks)}.{2 if crossed else 1}"
+            else:
+                block = "input_blocks" if way == "down" else "output_blocks"
+                number = first + int(place) + (way == "down")
+                start = f"{block}.{number}.{int(kind == 'attentions')}"
+            found[f"{start}.{inner}"] = layer
+    return found
 
 
 def vae_name(name: str, *, levels: int) -> str | None:

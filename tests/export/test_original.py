@@ -109,6 +109,14 @@ def test_names_of_the_full_networks() -> None:
         )
     for name in unet.state_dict():
         assert names.unet_name(unet_name(name), layers=2) == name
+    layers = {
+        name.removesuffix(".weight") for name in unet.state_dict() if name.endswith(".weight")
+    }
+    found = names.original_layers(layers)
+    assert set(found.values()) == layers
+    for old, layer in found.items():
+        assert names.unet_name(f"{old}.weight", layers=2) == f"{layer}.weight"
+        assert unet_name(f"{layer}.weight").split(".")[:2] == f"{old}.weight".split(".")[:2]
     for name in vae.state_dict():
         assert names.vae_name(vae_name(name), levels=4) == name
 

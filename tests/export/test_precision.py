@@ -26,13 +26,13 @@ SHAPE = (64, 96)
 
 
 def product(weights: NDArray[Any], folder: Path, stored: str, limit: int = 1 << 30) -> Path:
-    """A graph y = x W with its weights stored so."""
+    """A graph y = x W, or x + W for a vector, with its weights stored so."""
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        [helper.make_node("MatMul" if weights.ndim == 2 else "Add", ["x", "w"], ["y"])],
         "g",
         [value("x", TensorProto.FLOAT, [None, weights.shape[0]])],
-        [value("y", TensorProto.FLOAT, [None, weights.shape[1]])],
+        [value("y", TensorProto.FLOAT, [None, weights.shape[-1]])],
         [numpy_helper.from_array(weights, "w")],
     )
     store(graph, folder, folder / "g.onnx.data", data_file_bytes=limit, stored=stored)
@@ -89,6 +89,7 @@ def test_what_is_stored_how(tmp_path: Path) -> None:
         (odd, {"exact": ["w"], "fp16": ["w_fp16"], "int8": ["w_fp16"]}),
         (huge, {"exact": ["w"], "fp16": ["w"], "int8": ["w_int8"]}),
         (endless, {"exact": ["w"], "fp16": ["w"], "int8": ["w"]}),
+        (weights().ravel(), {"exact": ["w"], "fp16": ["w"], "int8": ["w"]}),
         (small, {"exact": ["w"], "fp16": ["w"], "int8": ["w"]}),
     ]
     for w, expected in cases:
