@@ -56,6 +56,7 @@ FAMILIES: Final = ("sd1", "sd2", "sdxl")
 TARGETS: Final = ("cpu", "cuda", "tensorrt")
 PRECISIONS: Final = ("fp32", "fp16", "int8")
 COMPONENTS: Final = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
+TEXT_ENCODER_2: Final = "text_encoder_2"
 SAFETY_CHECKER: Final = "safety_checker"
 FAST_DECODER: Final = "vae_decoder_fast"
 SHALLOW_UNET: Final = "unet_shallow"
@@ -63,8 +64,14 @@ SHALLOW_UNET: Final = "unet_shallow"
 SKIPPED_STATES: Final = "skipped_hidden_states"
 """An output that the text encoder may have: what it says without its last 1, 2, ... layers."""
 
+SIZE_IDS: Final = 6
+"""Numbers by which SDXL's UNet is told of sizes: height and width of the original, top and left of
+the crop, height and width of what is made."""
+
 _LATENT_PLANE: Final = ("height/8", "width/8")
 _MAX_MANIFEST_BYTES: Final = 1 << 20
+_Shape = tuple[str, tuple[int | str, ...]]
+"""Name and symbolic shape of a tensor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +92,9 @@ class Bundle:
     documents: tuple[FileRecord, ...] = ()
     safety: Safety | None = None
     fast_latents: Latents | None = None
+    tokenizer_2: FileRecord | None = None
+    force_zeros_for_empty_prompt: bool = False
+    """Whether the embeddings are zeros where no negative prompt is given."""
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
@@ -115,8 +125,8 @@ class Bundle:
         """Write ``bundle.json`` atomically; every listed file must already lie in ``path``."""
         manifest = {"format_version": FORMAT_VERSION, **_plain(self)}
         del manifest["path"]
-        for name in ("safety", "fast_latents"):
-            if manifest[name] is None:
+        for name in ("safety", "fast_latents", "tokenizer_2", "force_zeros_for_empty_prompt"):
+            if not manifest[name]:
                 del manifest[name]
         text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
         parsed = _parse(self.path, json.loads(text))
@@ -135,8 +145,19 @@ class Bundle:
             if component.data is not None and component.data not in shared:
                 shared.add(component.data)
                 yield component.data
-        yield self.tokenizer
+        yield from self.tokenizers
         yield from self.documents
+
+    @property
+    def tokenizers(self) -> tuple[FileRecord, ...]:
+        """One for each of ``text_encoders``."""
+        second = self.tokenizer_2
+        return (self.tokenizer,) if second is None else (self.tokenizer, second)
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        """The names of the text encoders, in the order in which their answers are put together."""
+        return ("text_encoder", TEXT_ENCODER_2)[: len(self.tokenizers)]
 
     @property
     def unet_channels(self) -> int:
@@ -198,6 +219,7 @@ class Bundle:
     def _verify_shapes(self) -> None:
         """The tensors of the components must be the ones the engine feeds, and must fit."""
         optional = {
+            TEXT_ENCODER_2: self.tokenizer_2 is not None,
             SAFETY_CHECKER: self.safety is not None,
             FAST_DECODER: self.fast_latents is not None,
             SHALLOW_UNET: self.deep_channels != 0,
@@ -211,17 +233,10 @@ class Bundle:
                 f"allowed: {list(known)}"
             )
         c = self.latents.channels
-        text, unet, encoder, decoder = (self.components[name] for name in COMPONENTS)
-        tokens, width = _int_axis(text.inputs, 0, 1), _int_axis(text.outputs, 0, 2)
-        _expect(self.path, "text_encoder", text.inputs, [("input_ids", ("batch", tokens))])
-        hidden = ("last_hidden_state", ("batch", tokens, width))
-        skipped = (SKIPPED_STATES, ("batch", self.clip_skips, tokens, width))
-        says = [hidden, skipped] if self.clip_skips else [hidden]
-        _expect(self.path, "text_encoder", text.outputs, says)
+        _, unet, encoder, decoder = (self.components[name] for name in COMPONENTS)
         rows = 2 * c + 1 if _int_axis(unet.inputs, 0, 1) != c else c
         sample = ("sample", ("batch", rows, *_LATENT_PLANE))
-        embeds = ("encoder_hidden_states", ("batch", "tokens", width))
-        takes = [sample, ("timestep", ("batch",)), embeds]
+        takes = [sample, ("timestep", ("batch",)), *self._verify_text_encoders()]
         _expect(self.path, "unet", unet.inputs, takes)
         prediction = ("noise_pred", ("batch", c, *_LATENT_PLANE))
         deep = ("deep_feature", ("batch", self.deep_channels, *_LATENT_PLANE))
@@ -255,6 +270,31 @@ class Bundle:
             _expect(self.path, SAFETY_CHECKER, checker.inputs, [small])
             _expect(self.path, SAFETY_CHECKER, checker.outputs, [("cosines", ("batch", count))])
 
+    def _verify_text_encoders(self) -> list[_Shape]:
+        """Check the text encoders; what the UNet then takes of their answers, and of sizes."""
+        names = self.text_encoders
+        if (self.family == "sdxl") != (len(names) == 2):
+            raise BundleError(
+                f"{self.path}: family is {self.family}, with text encoders {list(names)}; "
+                "allowed: two for sdxl, one for the others"
+            )
+        hidden = "last_hidden_state" if len(names) == 1 else "penultimate_hidden_state"
+        encoders = [self.components[name] for name in names]
+        tokens = _int_axis(encoders[0].inputs, 0, 1)
+        widths = [_int_axis(encoder.outputs, 0, 2) for encoder in encoders]
+        pooled: list[_Shape] = []
+        if len(names) == 2:
+            pooled = [("text_embeds", ("batch", _int_axis(encoders[1].outputs, 1, 1)))]
+        for i, (name, encoder) in enumerate(zip(names, encoders, strict=True)):
+            _expect(self.path, name, encoder.inputs, [("input_ids", ("batch", tokens))])
+            gives: list[_Shape] = [(hidden, ("batch", tokens, widths[i]))]
+            if self.clip_skips and len(names) == 1:
+                gives.append((SKIPPED_STATES, ("batch", self.clip_skips, tokens, widths[i])))
+            _expect(self.path, name, encoder.outputs, gives + (pooled if i else []))
+        told: list[_Shape] = [("encoder_hidden_states", ("batch", "tokens", sum(widths)))]
+        sizes: list[_Shape] = [("time_ids", ("batch", SIZE_IDS))] if pooled else []
+        return [*told, *pooled, *sizes]
+
 
 def _plain(value: Any) -> Any:
     """Dataclasses and mappings as dicts, all the way down."""
@@ -271,7 +311,7 @@ def _expect(
     path: Path,
     component: str,
     found: tuple[TensorSpec, ...],
-    expected: Sequence[tuple[str, tuple[int | str, ...]]],
+    expected: Sequence[_Shape],
 ) -> None:
     have = [(spec.name, spec.shape) for spec in found]
     if have != list(expected):
@@ -314,6 +354,8 @@ def _parse(directory: Path, value: Any) -> Bundle:
     components = top.entry("components")
     safety = read_safety(top.entry("safety")) if "safety" in top.value else None
     fast = read_latents(top.entry("fast_latents")) if "fast_latents" in top.value else None
+    second = read_file(top.entry("tokenizer_2")) if "tokenizer_2" in top.value else None
+    zeros = "force_zeros_for_empty_prompt"
     bundle = Bundle(
         path=directory,
         family=top.one_of("family", FAMILIES),
@@ -331,6 +373,8 @@ def _parse(directory: Path, value: Any) -> Bundle:
         documents=tuple(read_file(entry) for entry in top.entries("documents")),
         safety=safety,
         fast_latents=fast,
+        tokenizer_2=second,
+        force_zeros_for_empty_prompt=zeros in top.value and top.get(zeros, bool),
     )
     top.done()
     return bundle

@@ -12,12 +12,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
+Answer = TypeVar("Answer", Floats, tuple[Floats, ...])
+"""What a network says: one array, or several that belong together."""
 
 PROMPT: Final = "prompt"
 PICTURE: Final = "picture"
@@ -29,7 +31,7 @@ CACHE_BYTES: Final = 256 << 20
 """What all kinds together may hold unless told otherwise; nothing is taken before it is needed."""
 
 ENTRY_BYTES: Final = 512
-"""What an entry takes beside its array, counted with it."""
+"""What an entry takes beside its arrays, counted with them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +70,7 @@ class ContentCache:
 
     def __init__(self, limit: int = CACHE_BYTES) -> None:
         self.limit: Final = limit
-        self._kept: OrderedDict[tuple[str, bytes], Floats] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, bytes], Floats | tuple[Floats, ...]] = OrderedDict()
         self._tallies: Final = {kind: _Tally() for kind in KINDS}
         self._bytes = 0
         self._lock = threading.Lock()
@@ -77,14 +79,14 @@ class ContentCache:
         self,
         kind: str,
         content: Iterable[bytes | npt.NDArray[Any]],
-        make: Callable[[], Floats],
-    ) -> Floats:
+        make: Callable[[], Answer],
+    ) -> Answer:
         """What ``make`` gives for this content, read-only; it is called only when that is unknown.
 
         Args:
             kind: One of ``KINDS``.
             content: All that ``make`` depends on; of arrays the shape counts too.
-            make: Runs the network; its answer must be an array of its own.
+            make: Runs the network; its answer must be arrays of their own.
         """
         key = (kind, _digest(content)) if self.limit else None
         with self._lock:
@@ -92,10 +94,11 @@ class ContentCache:
             if key is not None and found is not None:
                 self._kept.move_to_end(key)
                 self._tallies[kind].hits += 1
-                return found
+                return cast(Answer, found)
             self._tallies[kind].misses += 1
         made = make()
-        made.flags.writeable = False
+        for array in _arrays(made):
+            array.flags.writeable = False
         if key is not None:
             with self._lock:
                 self._keep(key, made)
@@ -111,8 +114,8 @@ class ContentCache:
                 for kind, tally in self._tallies.items()
             }
 
-    def _keep(self, key: tuple[str, bytes], made: Floats) -> None:
-        if key in self._kept or made.nbytes + ENTRY_BYTES > self.limit:
+    def _keep(self, key: tuple[str, bytes], made: Floats | tuple[Floats, ...]) -> None:
+        if key in self._kept or _bytes(made) > self.limit:
             return
         self._kept[key] = made
         self._count(key[0], made, 1)
@@ -120,11 +123,19 @@ class ContentCache:
             (kind, _), gone = self._kept.popitem(last=False)
             self._count(kind, gone, -1)
 
-    def _count(self, kind: str, array: Floats, sign: int) -> None:
-        size, tally = sign * (array.nbytes + ENTRY_BYTES), self._tallies[kind]
+    def _count(self, kind: str, made: Floats | tuple[Floats, ...], sign: int) -> None:
+        size, tally = sign * _bytes(made), self._tallies[kind]
         tally.entries += sign
         tally.bytes += size
         self._bytes += size
+
+
+def _arrays(made: Floats | tuple[Floats, ...]) -> tuple[Floats, ...]:
+    return made if isinstance(made, tuple) else (made,)
+
+
+def _bytes(made: Floats | tuple[Floats, ...]) -> int:
+    return sum(array.nbytes for array in _arrays(made)) + ENTRY_BYTES
 
 
 def _digest(content: Iterable[bytes | npt.NDArray[Any]]) -> bytes:

@@ -76,11 +76,10 @@ class Engine:
         self.costs: Final = CostTable()
         models = Models.open(bundle, self.costs.metering(bundle, partial(opener, bundle.path)))
         self._cache: Final = ContentCache(cache_bytes)
-        tokenizer = bundle.path / bundle.tokenizer.file
         self._loop = Loop(
             bundle=bundle,
             models=models,
-            prompts=PromptEncoder(tokenizer, models.text_encoder, self._cache),
+            prompts=PromptEncoder.of(bundle, models.text_encoders, self._cache),
             cache=self._cache,
             max_batch_pixels=max_batch_pixels,
             planner=Planner(bundle, self.costs, max_batch_pixels=max_batch_pixels),

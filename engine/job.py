@@ -25,7 +25,7 @@ from engine.canvas import Geometry, plan_of, resize
 from engine.clock import Clock
 from engine.composite import paste
 from engine.errors import InputError, SessionError
-from engine.models import Models, UnetRow, to_levels
+from engine.models import Models, Told, UnetRow, text_shape, to_levels
 from engine.moments import Moments
 from engine.noise import Generator
 from engine.plan import Plan
@@ -79,7 +79,7 @@ class Job:
 
     Attributes:
         generators: One noise stream per sample.
-        embeddings: The prompt's, and before it the negative prompt's where guidance is above 1.
+        told: Of the prompt, and before it of the negative prompt where guidance is above 1.
         conditioning: One of (C + 1, h, w) per sample, or None.
         room: Where steps are made.
         deep: (rows of the first step, D, h, w), the deep features of the last whole UNet run; None
@@ -91,7 +91,7 @@ class Job:
     clock: Clock
     schedule: Schedule
     generators: tuple[Generator, ...]
-    embeddings: tuple[Floats, ...]
+    told: tuple[Told, ...]
     conditioning: tuple[Floats, ...] | None
     blend: Blend | None
     state: SolverState
@@ -105,10 +105,10 @@ class Job:
         return self.step >= len(self.schedule)
 
     @property
-    def texts(self) -> tuple[Floats, ...]:
+    def texts(self) -> tuple[Told, ...]:
         """What the next step follows: the prompt alone once the guided steps are made."""
         guided = self.draft.savings.guided(self.step, steps=len(self.schedule))
-        return self.embeddings if guided else self.embeddings[-1:]
+        return self.told if guided else self.told[-1:]
 
     @property
     def shallow(self) -> bool:
@@ -128,20 +128,20 @@ class Job:
     @property
     def shape_key(self) -> tuple[int, ...]:
         """Jobs with the same key may share a UNet call."""
-        return (*self.draft.geometry.latent_shape, *self.embeddings[0].shape, self.shallow)
+        return (*self.draft.geometry.latent_shape, *text_shape(self.told[0]), self.shallow)
 
     def rows(self) -> Iterator[UnetRow]:
         """The rows of the next step: every sample, first with the negative prompt if any."""
         move = self.schedule.moves[self.step]
         deep = iter(() if self.deep is None else self.deep[-self.row_count :])
-        for embeddings in self.texts:
+        for told in self.texts:
             for i, sample in enumerate(self.state.latents):
                 conditioning = None if self.conditioning is None else self.conditioning[i]
                 yield UnetRow(
                     latents=sample,
                     scale=move.input_scale,
                     timestep=move.timestep,
-                    embeddings=embeddings,
+                    told=told,
                     conditioning=conditioning,
                     deep=next(deep, None),
                     shallow=self.shallow,
@@ -250,7 +250,7 @@ def prepare(
         cells = masks.to_latents_nearest(hole) if reference else masks.to_latents(hole)
     with clock.stage("text_encoder"):
         negative = [draft.negative_prompt] if draft.guidance_scale > 1.0 else []
-        embeddings = draft.wording.embeddings(prompts, [*negative, draft.prompt])
+        told = draft.wording.told(prompts, [*negative, draft.prompt])
     generators = tuple(Generator(draft.seed + i) for i in range(samples))
     inpainting = bundle.unet_channels != bundle.latents.channels
 
@@ -284,12 +284,12 @@ def prepare(
         clock=clock,
         schedule=schedule,
         generators=generators,
-        embeddings=embeddings,
+        told=tuple({**text, **models.size_told(*hole.shape)} for text in told),
         conditioning=conditioning,
         blend=blend,
         state=SolverState(latents=latents),
         room=Room(latents),
-        deep=draft.savings.deep_features(bundle, rows=samples * len(embeddings), shape=shape),
+        deep=draft.savings.deep_features(bundle, rows=samples * len(told), shape=shape),
     )
 
 

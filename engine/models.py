@@ -1,13 +1,13 @@
 """The networks as the engine speaks of them; tensor names, scaling and casts live here only.
 
 Shapes: pictures (B, 3, H, W) float32 in [-1, 1]; latents (B, C, h, w) float32 with h = H // 8 and
-w = W // 8, scaled as the UNet sees them; embeddings (L, D) float32.
+w = W // 8, scaled as the UNet sees them; embeddings (L, D), pooled ones (P,) float32.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -15,16 +15,39 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from engine.bundle import COMPONENTS, FAST_DECODER, SHALLOW_UNET, Bundle, Component, Latents
+from engine.bundle import (
+    COMPONENTS,
+    FAST_DECODER,
+    SHALLOW_UNET,
+    SKIPPED_STATES,
+    TEXT_ENCODER_2,
+    Bundle,
+    Component,
+    Latents,
+)
 from engine.scratch import Scratch
 from engine.sessions.base import Session
 
 Floats = npt.NDArray[np.float32]
 Rgb = npt.NDArray[np.uint8]
+Told = Mapping[str, Floats]
+"""What the UNet is told of a picture beside its latents and its timestep, by the names of its
+inputs and without the batch axis: ``encoder_hidden_states`` (L, D), the prompt's embeddings; and
+where it takes them ``text_embeds`` (P,), the prompt as a whole, and ``time_ids`` (6,), sizes in
+pixels."""
+
+HIDDEN_STATES: Final = "encoder_hidden_states"
+TEXT_EMBEDS: Final = "text_embeds"
+TIME_IDS: Final = "time_ids"
 
 _KEPT_SHAPES: Final = 8
 _LOG_VARIANCE: Final = (-30.0, 20.0)
 """Bounds of the encoder's log-variance, as diffusers' DiagonalGaussianDistribution sets them."""
+
+
+def text_shape(told: Told) -> tuple[int, ...]:
+    """(L, D) of the prompt; the shapes of all else are the same for all pictures of a bundle."""
+    return told[HIDDEN_STATES].shape
 
 
 def to_nchw(image: Rgb) -> Floats:
@@ -54,7 +77,7 @@ def to_rgb(planes: Floats) -> Rgb:
 
 
 class TextEncoder:
-    """Token ids to prompt embeddings."""
+    """Token ids to prompt embeddings, (L, D), and to pooled ones, (P,), where it gives those."""
 
     def __init__(self, session: Session, component: Component) -> None:
         self._session = session
@@ -62,12 +85,22 @@ class TextEncoder:
         assert isinstance(tokens, int)
         self.tokens: Final = tokens
         """Length of every prompt in tokens, L."""
+        self._skips = any(spec.name == SKIPPED_STATES for spec in component.outputs)
+        self.gives: Final = tuple(
+            tuple(axis for axis in spec.shape[1:] if isinstance(axis, int))
+            for spec in component.outputs
+            if spec.name != SKIPPED_STATES
+        )
+        """The shapes of the answers."""
 
-    def __call__(self, input_ids: npt.NDArray[np.int64], clip_skip: int = 0) -> Floats:
-        """(L,) token ids to (L, D) embeddings, without the last ``clip_skip`` layers."""
-        hidden, *skipped = self._session.run({"input_ids": input_ids[None]})
-        rows = skipped[0][0, clip_skip - 1] if clip_skip else hidden[0]
-        return np.array(rows, np.float32)
+    def __call__(self, input_ids: npt.NDArray[np.int64], clip_skip: int = 0) -> tuple[Floats, ...]:
+        """(L,) token ids to the answers, arrays of their own; the embeddings without the last
+        ``clip_skip`` layers."""
+        hidden, *others = self._session.run({"input_ids": input_ids[None]})
+        if self._skips:
+            (skipped,) = others
+            hidden, others = skipped[:, clip_skip - 1] if clip_skip else hidden, []
+        return tuple(np.array(answer[0], np.float32) for answer in (hidden, *others))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -78,7 +111,7 @@ class UnetRow:
         latents: (C, h, w).
         scale: The schedule's input scale: the UNet sees the latents times this.
         timestep: What the UNet is told.
-        embeddings: (L, D).
+        told: What it is told; every row of a call the same things, in the same shapes.
         conditioning: (C + 1, h, w): the mask, then the masked picture's latents; None for a UNet
             without inpainting channels.
         deep: (D, h, w), where the deep feature of the row is kept between steps; None where it is
@@ -86,13 +119,13 @@ class UnetRow:
         shallow: Read the deep feature and run the UNet's outer layers alone, instead of running it
             whole and writing the feature. All rows of a call say the same.
 
-    Embeddings and conditioning are taken to stay as they are for as long as they exist.
+    What is told and the conditioning are taken to stay as they are for as long as they exist.
     """
 
     latents: Floats
     scale: float = 1.0
     timestep: float
-    embeddings: Floats
+    told: Told
     conditioning: Floats | None
     deep: Floats | None = None
     shallow: bool = False
@@ -104,9 +137,8 @@ class _Feeds:
 
     sample: Floats
     timestep: Floats
-    embeddings: Floats
     by_name: dict[str, Floats]
-    texts: list[weakref.ref[Floats] | None]
+    tellings: list[dict[str, weakref.ref[Floats]]]
     conditionings: list[weakref.ref[Floats] | None]
 
     def fill(self, i: int, row: UnetRow) -> None:
@@ -114,9 +146,10 @@ class _Feeds:
         split = len(row.latents)
         np.multiply(row.latents, np.float32(row.scale), out=self.sample[i, :split])
         self.timestep[i] = row.timestep
-        if not _is(self.texts[i], row.embeddings):
-            self.embeddings[i] = row.embeddings
-            self.texts[i] = weakref.ref(row.embeddings)
+        for name, array in row.told.items():
+            if not _is(self.tellings[i].get(name), array):
+                self.by_name[name][i] = array
+                self.tellings[i][name] = weakref.ref(array)
         if row.conditioning is not None and not _is(self.conditionings[i], row.conditioning):
             self.sample[i, split:] = row.conditioning
             self.conditionings[i] = weakref.ref(row.conditioning)
@@ -136,7 +169,7 @@ class Unet:
         self._feeds: dict[tuple[int, ...], _Feeds] = {}
 
     def __call__(self, rows: Sequence[UnetRow]) -> Floats:
-        """Predict for every row; all rows have the same latent shape and prompt length.
+        """Predict for every row; all rows have the same latent shape and are told the same things.
 
         Returns:
             (B, C, h, w), the session's own buffer, overwritten by the next call.
@@ -155,23 +188,21 @@ class Unet:
         return noise_pred
 
     def _buffers(self, batch: int, row: UnetRow) -> _Feeds:
-        plane, text = row.latents.shape[1:], row.embeddings.shape
-        key = (batch, *plane, *text)
+        plane = row.latents.shape[1:]
+        key = (batch, *plane, *(side for array in row.told.values() for side in array.shape))
         feeds = self._feeds.pop(key, None)
         if feeds is None:
             sample = np.empty((batch, self._channels, *plane), np.float32)
             timestep = np.empty(batch, np.float32)
-            embeddings = np.empty((batch, *text), np.float32)
+            told = {
+                name: np.empty((batch, *array.shape), np.float32)
+                for name, array in row.told.items()
+            }
             feeds = _Feeds(
                 sample=sample,
                 timestep=timestep,
-                embeddings=embeddings,
-                by_name={
-                    "sample": sample,
-                    "timestep": timestep,
-                    "encoder_hidden_states": embeddings,
-                },
-                texts=[None] * batch,
+                by_name={"sample": sample, "timestep": timestep, **told},
+                tellings=[{} for _ in range(batch)],
                 conditionings=[None] * batch,
             )
         self._feeds[key] = feeds  # the shapes used last are kept
@@ -243,12 +274,13 @@ class Preview:
 class Models:
     """The networks of one bundle, opened, and memory to work in for who runs them."""
 
-    text_encoder: TextEncoder
+    text_encoders: tuple[TextEncoder, ...]
     unet: Unet
     vae_encoder: VaeEncoder
     vae_decoder: VaeDecoder
     vae_decoder_fast: VaeDecoder | None
     preview: Preview
+    tells_size: bool
     sessions: tuple[Session, ...]
     scratch: Scratch = field(default_factory=Scratch)
 
@@ -260,21 +292,33 @@ class Models:
         )
         extra = {
             name: open_session(bundle.components[name])
-            for name in (FAST_DECODER, SHALLOW_UNET)
+            for name in (TEXT_ENCODER_2, FAST_DECODER, SHALLOW_UNET)
             if name in bundle.components
         }
         fast = None
         if bundle.fast_latents is not None:
             fast = VaeDecoder(extra[FAST_DECODER], bundle.fast_latents)
         return cls(
-            text_encoder=TextEncoder(text, bundle.components["text_encoder"]),
+            text_encoders=tuple(
+                TextEncoder(session, bundle.components[name])
+                for name, session in (("text_encoder", text), *extra.items())
+                if name in bundle.text_encoders
+            ),
             unet=Unet(unet, channels=bundle.unet_channels, shallow=extra.get(SHALLOW_UNET)),
             vae_encoder=VaeEncoder(encoder, bundle.latents),
             vae_decoder=VaeDecoder(decoder, bundle.latents),
             vae_decoder_fast=fast,
             preview=Preview(bundle.latents),
+            tells_size=any(spec.name == TIME_IDS for spec in bundle.components["unet"].inputs),
             sessions=(text, unet, encoder, decoder, *extra.values()),
         )
+
+    def size_told(self, height: int, width: int) -> Told:
+        """What the UNet is told of a working size in pixels: that the picture always had it and is
+        not cut out of another, as diffusers tells it where nothing else is said."""
+        if not self.tells_size:
+            return {}
+        return {TIME_IDS: np.array([height, width, 0, 0, height, width], np.float32)}
 
     def close(self) -> None:
         """Close every session."""

@@ -205,7 +205,8 @@ class Planner:
         encode = self._seconds("vae_encoder", pixels) * pictures
         if draft.reference:
             encode *= draft.samples
-        return encode + self._seconds("text_encoder", 1) * (2 if draft.guidance_scale > 1.0 else 1)
+        text = sum(self._seconds(name, 1) for name in ours.text_encoders)
+        return encode + text * (2 if draft.guidance_scale > 1.0 else 1)
 
     def _after(self, draft: Draft, geometry: Geometry, vae: Vae) -> float:
         """What is done after the last step; all that is outside the networks counts here."""

@@ -78,7 +78,7 @@ class ChunkEncoder:
             rest = size - len(chunk.tokens)
             ids = np.array([begin, *chunk.tokens, end, *[pad] * rest], np.int64)
             weights = np.array([1.0, *chunk.weights, *[1.0] * (rest + 1)], np.float32)
-            encoded.append(weigh(field, self._encoder(ids, clip_skip), weights))
+            encoded.append(weigh(field, self._encoder(ids, clip_skip)[0], weights))
         return np.concatenate(encoded)
 
     def _tokenizer(self) -> Tokenizer:

@@ -31,7 +31,7 @@ def refuse_unreadable_text(body: Body, bundle: Bundle) -> None:
         ApiError: 400 with the field, its value and what is allowed.
     """
     try:
-        refuse_deep(bundle, clip_skip=body.clip_skip)
+        refuse_deep(bundle, prompt_syntax=body.prompt_syntax, clip_skip=body.clip_skip)
         if body.prompt_syntax == "a1111":
             parse("prompt", body.prompt)
             parse("negative_prompt", body.negative_prompt)

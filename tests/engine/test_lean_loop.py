@@ -29,7 +29,7 @@ def row(rng: np.random.Generator, **changes: Any) -> UnetRow:
     made = {
         "latents": draw(4, 8, 8),
         "timestep": 500.0,
-        "embeddings": draw(8, 16),
+        "told": {"encoder_hidden_states": draw(8, 16)},
         "conditioning": draw(5, 8, 8),
     }
     return UnetRow(**(made | changes))
@@ -97,7 +97,7 @@ def test_constants_are_written_where_they_are_new(bundle_path: Path) -> None:
     rng = np.random.default_rng(0)
     held, (a, b, c) = Unet(session, channels=9), [row(rng) for _ in range(3)]
     other_text = row(rng, latents=a.latents, conditioning=a.conditioning)
-    other_picture = row(rng, latents=a.latents, embeddings=a.embeddings)
+    other_picture = row(rng, latents=a.latents, told=a.told)
     calls = [[a, b], [a, b], [b, a], [a, c], [other_text, c], [other_picture, c], [a, a], [a, b]]
     for rows in calls:
         expected = Unet(session, channels=9)(rows).copy()
@@ -114,9 +114,10 @@ def test_only_what_changes_is_written(bundle_path: Path) -> None:
     unet, one = Unet(session, channels=9), row(np.random.default_rng(0))
     first = unet([one]).copy()
     (feeds,) = unet._feeds.values()
-    feeds.embeddings[:] = 7  # stays, as the row's text has not changed
+    held = feeds.by_name["encoder_hidden_states"]
+    held[:] = 7  # stays, as the row's text has not changed
     assert not np.array_equal(unet([one]), first)
-    assert (feeds.embeddings == 7).all()
+    assert (held == 7).all()
 
 
 def test_a_row_is_scaled(bundle_path: Path) -> None:

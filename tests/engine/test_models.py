@@ -85,7 +85,7 @@ def test_a_row_does_not_feel_its_neighbours(bundle_path: Path) -> None:
         UnetRow(
             latents=rng.standard_normal((4, 8, 8)).astype(np.float32),
             timestep=float(100 * i),
-            embeddings=rng.standard_normal((8, 16)).astype(np.float32),
+            told={"encoder_hidden_states": rng.standard_normal((8, 16)).astype(np.float32)},
             conditioning=rng.standard_normal((5, 8, 8)).astype(np.float32),
         )
         for i in range(4)

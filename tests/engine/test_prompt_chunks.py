@@ -9,7 +9,7 @@ import pytest
 
 from engine import Bundle, InputError
 from engine.cache import ContentCache
-from engine.models import TextEncoder
+from engine.models import TextEncoder, Told
 from engine.prompt import PromptEncoder
 from engine.prompt_chunks import MAX_CHUNKS, fill, pad_to_longest, weigh
 from engine.sessions import open_session, select
@@ -122,7 +122,11 @@ def prompts(folder: Path) -> PromptEncoder:
 
 
 def prompts_of(folder: Path) -> PromptEncoder:
-    return PromptEncoder(folder / "tokenizer.json", encoder_of(folder), ContentCache())
+    return PromptEncoder([folder / "tokenizer.json"], [encoder_of(folder)], ContentCache())
+
+
+def hidden_of(told: Told) -> np.ndarray:
+    return told["encoder_hidden_states"]
 
 
 def encoder_of(folder: Path) -> TextEncoder:
@@ -140,7 +144,7 @@ def test_a_prompt_is_encoded_chunk_by_chunk(
     def chunk(text: str, *weights: float) -> np.ndarray:
         ids = [BOS, *(VOCABULARY[word] for word in text.split()), EOS]
         rows = np.array([1, *weights] + [1] * (TOKENS - 1 - len(weights)), np.float32)[:, None]
-        hidden = encoder(np.array(ids + [PAD] * (TOKENS - len(ids)), np.int64), clip_skip)
+        (hidden,) = encoder(np.array(ids + [PAD] * (TOKENS - len(ids)), np.int64), clip_skip)
         return hidden * rows * (hidden.mean() / (hidden * rows).mean())
 
     found = prompts.weighted(
@@ -158,14 +162,15 @@ def test_a_prompt_is_encoded_chunk_by_chunk(
 
 def test_a_short_prompt_without_weights_is_the_plain_one(prompts: PromptEncoder) -> None:
     for text in ("", "a red apple", "an unknown word"):
-        np.testing.assert_array_equal(prompts.weighted("prompt", text, clip_skip=0), prompts(text))
+        weighted = prompts.weighted("prompt", text, clip_skip=0)
+        np.testing.assert_array_equal(weighted, hidden_of(prompts(text)))
 
 
 def test_a_prompt_is_remembered_by_all_it_depends_on(prompts: PromptEncoder) -> None:
     answers = [
-        prompts("(a)"),
-        prompts("(a)", clip_skip=1),
-        prompts("(a)", clip_skip=2),
+        hidden_of(prompts("(a)")),
+        hidden_of(prompts("(a)", clip_skip=1)),
+        hidden_of(prompts("(a)", clip_skip=2)),
         prompts.weighted("prompt", "(a)", clip_skip=0),
         prompts.weighted("prompt", "(a)", clip_skip=1),
     ]
@@ -175,7 +180,8 @@ def test_a_prompt_is_remembered_by_all_it_depends_on(prompts: PromptEncoder) -> 
 
 def test_the_shorter_text_is_followed_by_the_empty_one(prompts: PromptEncoder) -> None:
     wording = Wording(prompt_syntax="a1111", clip_skip=1)
-    negative, positive = wording.embeddings(prompts, ["bad", "a BREAK cat BREAK dog"])
+    told = wording.told(prompts, ["bad", "a BREAK cat BREAK dog"])
+    negative, positive = map(hidden_of, told)
     empty = prompts.weighted("prompt", "", clip_skip=1)
     bad = prompts.weighted("prompt", "bad", clip_skip=1)
     np.testing.assert_array_equal(negative, np.concatenate([bad, empty, empty]))
@@ -183,9 +189,10 @@ def test_the_shorter_text_is_followed_by_the_empty_one(prompts: PromptEncoder) -
 
 
 def test_plain_texts_are_encoded_as_diffusers_does(prompts: PromptEncoder) -> None:
-    negative, positive = Wording(clip_skip=1).embeddings(prompts, ["(bad)", "a (cat:1.5)"])
-    np.testing.assert_array_equal(negative, prompts("(bad)"))
-    np.testing.assert_array_equal(positive, prompts("a (cat:1.5)", clip_skip=1))
+    negative, positive = Wording(clip_skip=1).told(prompts, ["(bad)", "a (cat:1.5)"])
+    np.testing.assert_array_equal(hidden_of(negative), hidden_of(prompts("(bad)")))
+    expected = hidden_of(prompts("a (cat:1.5)", clip_skip=1))
+    np.testing.assert_array_equal(hidden_of(positive), expected)
 
 
 def test_a_tokenizer_without_begin_and_end(bundle_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_a_shallow_step_is_the_outer_part_of_the_last_whole_one(
                 [np.concatenate([row.latents * row.scale, row.conditioning]) for row in rows]
             ).astype(np.float32),
             "timestep": np.array([row.timestep for row in rows], np.float32),
-            "encoder_hidden_states": np.stack([row.embeddings for row in rows]),
+            "encoder_hidden_states": np.stack([row.told["encoder_hidden_states"] for row in rows]),
         }
         answers.append((feeds, real(rows).copy()))
         return answers[-1][1].copy()
