@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from engine.bundle import VAE_SCALE_FACTOR, FileRecord
+from engine.bundle import TEXT_ENCODER_2, VAE_SCALE_FACTOR, FileRecord
 from export.entries import (
     class_of,
     read_json,
@@ -23,6 +23,12 @@ from export.entries import (
 )
 from export.errors import ExportError
 from export.preprocessor import Preprocessor, read_preprocessor
+from export.sdxl import (
+    XL_PIPELINES,
+    check_added_embeddings,
+    refuse_latent_statistics,
+    refuse_refiner,
+)
 
 if TYPE_CHECKING:
     from export.lora import Lora
@@ -31,9 +37,11 @@ PIPELINES: Final = (
     "StableDiffusionInpaintPipeline",
     "StableDiffusionPipeline",
     "StableDiffusionImg2ImgPipeline",
+    *XL_PIPELINES,
 )
 WEIGHT_STEMS: Final = {
     "text_encoder": "model",
+    TEXT_ENCODER_2: "model",
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
     "safety_checker": "model",
@@ -70,6 +78,9 @@ class Checkpoint:
         places: Folders of networks that lie elsewhere than in ``folder``.
         loras: What is fused into the weights when they are loaded.
         extras: What the bundle's provenance says besides.
+        text_encoder_2: Configuration of the second text encoder, None where there is one only.
+        force_zeros_for_empty_prompt: Whether the embeddings are zeros where no negative prompt is
+            given.
     """
 
     folder: Path
@@ -85,6 +96,8 @@ class Checkpoint:
     places: Mapping[str, Path] = field(default_factory=dict)
     loras: tuple[Lora, ...] = ()
     extras: Mapping[str, Any] = field(default_factory=dict)
+    text_encoder_2: Mapping[str, Any] | None = None
+    force_zeros_for_empty_prompt: bool = False
 
     @classmethod
     def open(
@@ -114,6 +127,10 @@ class Checkpoint:
             raise ExportError(
                 f"{folder}: is a {pipeline}; supported pipelines: {', '.join(PIPELINES)}"
             )
+        two = pipeline in XL_PIPELINES
+        if two:
+            refuse_refiner(folder, index)
+            _check_class(folder, index, TEXT_ENCODER_2, "CLIPTextModelWithProjection")
         _check_class(folder, index, "text_encoder", "CLIPTextModel")
         _check_class(folder, index, "unet", "UNet2DConditionModel")
         if vae is None:
@@ -122,6 +139,13 @@ class Checkpoint:
         scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
         scheduler.setdefault("_class_name", class_of(index, "scheduler"))
         preprocessor = _preprocessor(folder, index) if safety_checker else None
+        zeros = index.get("force_zeros_for_empty_prompt", two)
+        if not isinstance(zeros, bool):
+            raise ExportError(
+                f"{folder / 'model_index.json'}: force_zeros_for_empty_prompt is {zeros!r}; "
+                "true or false is needed"
+            )
+        absent = {"safety_checker": preprocessor is None, TEXT_ENCODER_2: not two}
         checkpoint = cls(
             folder=folder,
             source=source or folder.resolve().name,
@@ -130,7 +154,7 @@ class Checkpoint:
             variant={
                 name: _variant(places.get(name, folder / name), name)
                 for name in WEIGHT_STEMS
-                if name != "safety_checker" or preprocessor is not None
+                if not absent.get(name, False)
             },
             text_encoder=read_json(folder / "text_encoder" / "config.json"),
             unet=read_json(folder / "unet" / "config.json"),
@@ -138,12 +162,21 @@ class Checkpoint:
             scheduler=scheduler,
             preprocessor=preprocessor,
             places=places,
+            text_encoder_2=read_json(folder / TEXT_ENCODER_2 / "config.json") if two else None,
+            force_zeros_for_empty_prompt=two and zeros,
         )
         checkpoint._check_entries()
         checkpoint._check_unet()
         checkpoint._check_vae()
-        checkpoint._check_text_encoder()
+        checkpoint._check_text_encoders()
         return checkpoint
+
+    @property
+    def text_encoders(self) -> dict[str, Mapping[str, Any]]:
+        """The configurations of all text encoders, by folder."""
+        second = self.text_encoder_2
+        first: dict[str, Mapping[str, Any]] = {"text_encoder": self.text_encoder}
+        return first if second is None else {**first, TEXT_ENCODER_2: second}
 
     @property
     def vae_class(self) -> str:
@@ -182,10 +215,9 @@ class Checkpoint:
         require_list(where, self.vae, "block_out_channels")
         require_list(where, self.vae, "num_encoder_blocks", smallest=0)
         require_factor(where, self.vae, "scaling_factor")
-        where = self.folder / "text_encoder" / "config.json"
-        require_whole(
-            where, self.text_encoder, "hidden_size", "vocab_size", "max_position_embeddings"
-        )
+        keys = ("hidden_size", "vocab_size", "max_position_embeddings", "projection_dim")
+        for name, entries in self.text_encoders.items():
+            require_whole(self.folder / name / "config.json", entries, *keys)
 
     def _check_unet(self) -> None:
         where, unet = self.folder / "unet" / "config.json", self.unet
@@ -203,7 +235,9 @@ class Checkpoint:
         for key in _UNET_NEEDS_NONE:
             if unet.get(key) is not None:
                 raise ExportError(f"{where}: {key} is {unet[key]!r}; only null is supported")
-        if unet.get("addition_embed_type") not in (None, "text"):
+        if self.text_encoder_2 is not None:
+            check_added_embeddings(where, unet, self.text_encoder_2)
+        elif unet.get("addition_embed_type") not in (None, "text"):
             raise ExportError(
                 f"{where}: addition_embed_type is {unet['addition_embed_type']!r}; "
                 "supported: null and 'text'"
@@ -221,6 +255,8 @@ class Checkpoint:
                 f"{where}: _class_name is {vae.get('_class_name')!r}; "
                 "supported: AutoencoderKL, AutoencoderTiny"
             )
+        if self.text_encoder_2 is not None:
+            refuse_latent_statistics(where, vae)
         key = "block_out_channels" if self.vae_class == "AutoencoderKL" else "num_encoder_blocks"
         default = (64,) if self.vae_class == "AutoencoderKL" else (1, 3, 3, 3)
         factor = 2 ** (len(vae.get(key, default)) - 1)
@@ -229,17 +265,20 @@ class Checkpoint:
                 f"{where}: one latent cell covers {factor} pixels; {VAE_SCALE_FACTOR} is supported"
             )
 
-    def _check_text_encoder(self) -> None:
-        where = self.folder / "text_encoder" / "config.json"
-        kind = self.text_encoder.get("model_type", "clip_text_model")
-        if kind != "clip_text_model":
-            raise ExportError(f"{where}: model_type is {kind!r}; supported: clip_text_model")
-        if self.text_encoder.get("use_attention_mask"):
-            raise ExportError(f"{where}: use_attention_mask is true; only false is supported")
-        width, wanted = self.text_encoder.get("hidden_size"), self.unet.get("cross_attention_dim")
-        if width != wanted:
+    def _check_text_encoders(self) -> None:
+        for name, entries in self.text_encoders.items():
+            where = self.folder / name / "config.json"
+            kind = entries.get("model_type", "clip_text_model")
+            if kind != "clip_text_model":
+                raise ExportError(f"{where}: model_type is {kind!r}; supported: clip_text_model")
+            if entries.get("use_attention_mask"):
+                raise ExportError(f"{where}: use_attention_mask is true; only false is supported")
+        widths = [entries.get("hidden_size", 512) for entries in self.text_encoders.values()]
+        wanted = self.unet.get("cross_attention_dim", 1280)
+        if sum(widths) != wanted:
             raise ExportError(
-                f"{where}: hidden_size is {width}, but the UNet's cross_attention_dim is {wanted}"
+                f"{where}: hidden_size is {' + '.join(map(str, widths))}, "
+                f"but the UNet's cross_attention_dim is {wanted}"
             )
 
 

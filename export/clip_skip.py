@@ -47,6 +47,8 @@ def network(checkpoint: Checkpoint, *, tokens: int, skips: int) -> Network:
     Raises:
         ExportError: When it has not so many layers.
     """
+    if len(checkpoint.text_encoders) > 1:
+        raise ExportError(f"clip_skip is {skips}; a checkpoint with two text encoders allows none")
     plain = text_encoder(checkpoint, tokens=tokens)
     wrapped: Any = plain.module
     text, layers = wrapped.text_model, wrapped.config.num_hidden_layers

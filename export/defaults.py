@@ -28,14 +28,18 @@ _SMALLEST_SIZE: Final = 64
 
 
 def family(checkpoint: Checkpoint) -> str:
-    """``"sd2"`` for the wide text encoder of Stable Diffusion 2, else ``"sd1"``."""
+    """``"sdxl"`` for two text encoders, ``"sd2"`` for the wide one of Stable Diffusion 2, else
+    ``"sd1"``."""
+    if len(checkpoint.text_encoders) > 1:
+        return "sdxl"
     return "sd2" if checkpoint.unet.get("cross_attention_dim") == 1024 else "sd1"
 
 
 def scheduler_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """The checkpoint's scheduler configuration, as diffusers' pipelines correct it on loading.
 
-    They set ``steps_offset`` to 1 and skip PNDM's Runge-Kutta steps, whatever the file says.
+    Those of one text encoder set ``steps_offset`` to 1 and skip PNDM's Runge-Kutta steps, whatever
+    the file says; those of SDXL take it as it is.
     """
     config = {
         key: value
@@ -48,6 +52,8 @@ def scheduler_config(checkpoint: Checkpoint) -> dict[str, Any]:
             f"scheduler_config.json: prediction_type is {prediction!r}; "
             f"supported: {', '.join(_PREDICTION_TYPES)}"
         )
+    if len(checkpoint.text_encoders) > 1:
+        return config
     config["steps_offset"] = 1
     if config["_class_name"] == "PNDMScheduler":
         config["skip_prk_steps"] = True

@@ -153,7 +153,7 @@ def export_checkpoint(
             scheduler=scheduler,
         )
         stages.next("tokenizer")
-        tokens = tokenizer.write_tokenizer(checkpoint, folder / "tokenizer.json")
+        tokenizers, tokens = tokenizer.write_tokenizers(checkpoint, folder)
         components = {}
         builders = networks.builders(checkpoint, tokens=tokens)
         if fast is not None:
@@ -177,7 +177,7 @@ def export_checkpoint(
             target=target,
             precision=precision,
             components=components,
-            tokenizer=FileRecord.of(folder / "tokenizer.json"),
+            tokenizer=FileRecord.of(tokenizers[0]),
             latents=latents,
             scheduler=config,
             defaults=values,
@@ -186,6 +186,8 @@ def export_checkpoint(
             documents=licences.copy_documents(texts, folder),
             safety=networks.safety(checkpoint),
             fast_latents=None if fast is None else fast.latents,
+            tokenizer_2=FileRecord.of(tokenizers[1]) if len(tokenizers) > 1 else None,
+            force_zeros_for_empty_prompt=checkpoint.force_zeros_for_empty_prompt,
         )
         for name in (ORIGINAL, OTHER_VAE):
             shutil.rmtree(folder / name, ignore_errors=True)

@@ -18,7 +18,15 @@ _PART: Final = r"[A-Za-z0-9_](?:[\w.-]*\w)?"
 _NAME: Final = re.compile(rf"(?!.*(?:--|\.\.)){_PART}(?:/{_PART})?(?<!\.git)", re.ASCII)
 _LONGEST_NAME: Final = 96
 _SMALL: Final = ("model_index.json", "README.md", "LICENSE", "LICENSE.md", "LICENSE.txt")
-_FOLDERS: Final = ("text_encoder", "tokenizer", "scheduler", "unet", "vae")
+_FOLDERS: Final = (
+    "text_encoder",
+    "text_encoder_2",
+    "tokenizer",
+    "tokenizer_2",
+    "scheduler",
+    "unet",
+    "vae",
+)
 _SAFETY_FOLDERS: Final = ("safety_checker", "feature_extractor")
 _SMALL_SUFFIXES: Final = (".json", ".txt")
 

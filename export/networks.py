@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from engine.bundle import Safety
+from engine.bundle import SIZE_IDS, TEXT_ENCODER_2, Safety
 from export.checkpoint import Checkpoint
 from export.errors import ExportError, in_a_line
 from export.onnx_configs import (
@@ -69,40 +70,60 @@ def builders(checkpoint: Checkpoint, *, tokens: int) -> dict[str, Callable[[], N
     if checkpoint.preprocessor is not None:
         side = checkpoint.preprocessor.crop
         checker["safety_checker"] = lambda: safety_checker(checkpoint, side=side)
-    return checker | {
-        "text_encoder": lambda: text_encoder(checkpoint, tokens=tokens),
-        "unet": lambda: unet(checkpoint),
-        "vae_encoder": lambda: vae_encoder(checkpoint),
-        "vae_decoder": lambda: vae_decoder(checkpoint),
-    }
+    return (
+        checker
+        | {
+            name: partial(text_encoder, checkpoint, name, tokens=tokens)
+            for name in checkpoint.text_encoders
+        }
+        | {
+            "unet": lambda: unet(checkpoint),
+            "vae_encoder": lambda: vae_encoder(checkpoint),
+            "vae_decoder": lambda: vae_decoder(checkpoint),
+        }
+    )
 
 
-def text_encoder(checkpoint: Checkpoint, *, tokens: int) -> Network:
-    """The CLIP text encoder with ``tokens`` positions."""
-    from transformers import CLIPTextModel
+def text_encoder(checkpoint: Checkpoint, name: str = "text_encoder", *, tokens: int) -> Network:
+    """A CLIP text encoder with ``tokens`` positions. Where there are two, each gives what its last
+    layer is given, and the second the projected end token too."""
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    positions = checkpoint.text_encoder.get("max_position_embeddings", 77)
+    positions = checkpoint.text_encoders[name].get("max_position_embeddings", 77)
     if tokens > positions:
+        tokenizer = name.replace("text_encoder", "tokenizer")
         raise ExportError(
-            f"{checkpoint.folder / 'tokenizer'}: model_max_length is {tokens}, but the text "
+            f"{checkpoint.folder / tokenizer}: model_max_length is {tokens}, but the text "
             f"encoder has {positions} positions"
         )
+    penultimate, projected = len(checkpoint.text_encoders) > 1, name == TEXT_ENCODER_2
     model = _load(
         checkpoint,
-        "text_encoder",
-        CLIPTextModel,
+        name,
+        CLIPTextModelWithProjection if projected else CLIPTextModel,
         # The plain rendering of attention: the others decide by shapes at run time.
         attn_implementation="eager",
         # transformers 5 writes the same weights without this prefix.
-        key_mapping={r"^(?!text_model\.)": "text_model."},
+        key_mapping={r"^(?!text_model\.|text_projection\.)": "text_model."},
     )
     random = np.random.default_rng(0)
     vocabulary = model.config.vocab_size
+
+    def reference(input_ids: Tensor) -> Tensor | tuple[Tensor, ...]:
+        said = model(input_ids=input_ids, output_hidden_states=penultimate)
+        hidden = said.hidden_states[-2] if penultimate else said.last_hidden_state
+        return (hidden, said.text_embeds) if projected else hidden
+
     return Network(
-        name="text_encoder",
-        module=TextEncoder(model, tokens),
-        config=TextEncoderOnnxConfig(model.config, tokens=tokens),
-        reference=lambda input_ids: model(input_ids=input_ids).last_hidden_state,
+        name=name,
+        module=TextEncoder(model, tokens, penultimate=penultimate),
+        config=TextEncoderOnnxConfig(
+            model.config,
+            tokens=tokens,
+            penultimate=penultimate,
+            pooled=model.config.projection_dim if projected else 0,
+        ),
+        reference=reference,
         cases=tuple(
             {"input_ids": random.integers(0, vocabulary, (batch, tokens))} for batch in (1, 3)
         ),
@@ -114,26 +135,34 @@ def unet(checkpoint: Checkpoint) -> Network:
     from diffusers import UNet2DConditionModel
 
     model = _load(checkpoint, "unet", UNet2DConditionModel)
+    config = UnetOnnxConfig(model.config)
     random = np.random.default_rng(1)
 
     def case(batch: int, height: int, width: int) -> Inputs:
         times = random.uniform(0, _TRAINING_STEPS - 1, batch)
         times[::2] = times[::2].round()
-        tokens = int(random.integers(2, 78))
-        return {
-            "sample": _normal(random, batch, model.config.in_channels, height, width),
-            "timestep": times.astype(np.float32),
-            "encoder_hidden_states": _normal(
-                random, batch, tokens, model.config.cross_attention_dim
-            ),
+        sizes = {"batch": batch, "tokens": int(random.integers(2, 78))}
+        sizes |= {"height/8": height, "width/8": width}
+        inputs = {
+            spec.name: _normal(random, *(sizes[a] if isinstance(a, str) else a for a in spec.shape))
+            for spec in config.takes
         }
+        inputs["timestep"] = times.astype(np.float32)
+        if "time_ids" in inputs:
+            inputs["time_ids"] = random.integers(0, 2048, (batch, SIZE_IDS)).astype(np.float32)
+        return inputs
+
+    def reference(
+        sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **added: Tensor
+    ) -> Tensor:
+        return model(sample, timestep, encoder_hidden_states, added_cond_kwargs=added).sample
 
     native = min(native_size(checkpoint) // 8, 64)
     return Network(
         name="unet",
         module=Unet(model),
-        config=UnetOnnxConfig(model.config),
-        reference=lambda **inputs: model(**inputs).sample,
+        config=config,
+        reference=reference,
         cases=tuple(case(*plane) for plane in (*_PLANES, (1, native, native))),
         plane=native_size(checkpoint) // 8,
     )

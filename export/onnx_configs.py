@@ -18,7 +18,7 @@ from optimum.exporters.onnx.model_patcher import ModelPatcher
 from optimum.utils import NormalizedConfig
 from torch import Tensor, nn
 
-from engine.bundle import TensorSpec
+from engine.bundle import SIZE_IDS, TensorSpec
 from export.quiet import quiet
 from export.wrappers import fused_attention, per_row_timestep
 
@@ -79,29 +79,41 @@ class ComponentOnnxConfig(OnnxConfig):
 
 
 class TextEncoderOnnxConfig(ComponentOnnxConfig):
-    """``input_ids`` -> ``last_hidden_state``; no pooled output, which nobody reads."""
+    """``input_ids`` -> ``last_hidden_state``, or ``penultimate_hidden_state``, and ``text_embeds``
+    where ``pooled`` says how wide those are."""
 
-    def __init__(self, config: Any, *, tokens: int) -> None:
+    def __init__(
+        self, config: Any, *, tokens: int, penultimate: bool = False, pooled: int = 0
+    ) -> None:
+        name = "penultimate_hidden_state" if penultimate else "last_hidden_state"
+        hidden = _float(name, "batch", tokens, config.hidden_size)
         super().__init__(
             config,
             takes=(TensorSpec(name="input_ids", dtype="int64", shape=("batch", tokens)),),
-            gives=(_float("last_hidden_state", "batch", tokens, config.hidden_size),),
+            gives=(hidden, _float("text_embeds", "batch", pooled)) if pooled else (hidden,),
         )
 
 
 class UnetOnnxConfig(ComponentOnnxConfig):
-    """``sample``, ``timestep`` per row, ``encoder_hidden_states`` -> ``noise_pred``.
+    """``sample``, ``timestep`` per row, ``encoder_hidden_states`` -> ``noise_pred``; for SDXL also
+    ``text_embeds`` and ``time_ids``, per row too.
 
     The timestep is a float, since Euler's timesteps fall between those of the training.
     """
 
     def __init__(self, config: Any) -> None:
+        added: tuple[TensorSpec, ...] = ()
+        if config.addition_embed_type == "text_time":
+            sizes = SIZE_IDS * config.addition_time_embed_dim
+            pooled = config.projection_class_embeddings_input_dim - sizes
+            added = (_float("text_embeds", "batch", pooled), _float("time_ids", "batch", SIZE_IDS))
         super().__init__(
             config,
             takes=(
                 _float("sample", "batch", config.in_channels, *_LATENT_PLANE),
                 _float("timestep", "batch"),
                 _float("encoder_hidden_states", "batch", "tokens", config.cross_attention_dim),
+                *added,
             ),
             gives=(_float("noise_pred", "batch", config.out_channels, *_LATENT_PLANE),),
         )

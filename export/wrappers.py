@@ -20,35 +20,68 @@ from torch.nn import functional
 class TextEncoder(nn.Module):
     """``input_ids`` (B, L) int64 -> ``last_hidden_state`` (B, L, D), L fixed.
 
+    For SDXL it gives what the last layer is given instead, and of a model with a projection the
+    projected end token (B, P) too.
+
     The causal mask and the positions are constants, so that no mask arithmetic enters the graph.
     """
 
-    def __init__(self, model: Any, tokens: int) -> None:
+    def __init__(self, model: Any, tokens: int, *, penultimate: bool = False) -> None:
         super().__init__()
         self.config = model.config
         self.text_model = model.text_model
+        self.penultimate = penultimate
+        self.projection = getattr(model, "text_projection", None)
         blocked = torch.full((tokens, tokens), torch.finfo(torch.float32).min)
         self.register_buffer("mask", blocked.triu(1)[None, None], persistent=False)
         self.register_buffer("positions", torch.arange(tokens)[None], persistent=False)
 
-    def forward(self, input_ids: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         text = self.text_model
         hidden = text.embeddings(input_ids=input_ids, position_ids=self.positions)
-        for layer in text.encoder.layers:
+        *layers, last = text.encoder.layers
+        for layer in layers:
             hidden = layer(hidden, attention_mask=None, causal_attention_mask=self.mask)[0]
-        return text.final_layer_norm(hidden)
+        project: Any = self.projection
+        if self.penultimate and project is None:
+            return hidden
+        final = text.final_layer_norm(
+            last(hidden, attention_mask=None, causal_attention_mask=self.mask)[0]
+        )
+        if not self.penultimate:
+            return final
+        ends = self._ends(input_ids)[:, None, None].expand(-1, 1, final.shape[-1])
+        return hidden, project(final.gather(1, ends)[:, 0])
+
+    def _ends(self, input_ids: Tensor) -> Tensor:
+        """Where the end token stands, (B,): the first of them, or the token of the highest number
+        where the configuration says 2, as it did before transformers 4.30."""
+        eos = self.text_model.eos_token_id
+        ids = input_ids.int()
+        return (ids if eos == 2 else (ids == eos).int()).argmax(dim=-1)
 
 
 class Unet(nn.Module):
-    """``sample`` (B, C, h, w), ``timestep`` (B,), text (B, T, D) -> ``noise_pred`` (B, 4, h, w)."""
+    """``sample`` (B, C, h, w), ``timestep`` (B,), text (B, T, D) -> ``noise_pred`` (B, 4, h, w);
+    for SDXL also the pooled text (B, P) and the sizes (B, 6)."""
 
     def __init__(self, unet: Any) -> None:
         super().__init__()
         self.config = unet.config
         self.unet = unet
 
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        return self.unet(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        text_embeds: Tensor | None = None,
+        time_ids: Tensor | None = None,
+    ) -> Tensor:
+        added = None if time_ids is None else {"text_embeds": text_embeds, "time_ids": time_ids}
+        return self.unet(
+            sample, timestep, encoder_hidden_states, added_cond_kwargs=added, return_dict=False
+        )[0]
 
 
 class VaeEncoder(nn.Module):
