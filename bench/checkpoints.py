@@ -68,11 +68,26 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_model_index(
-    folder: Path, *, scheduler: str, vae: str, pipeline: str, safety_checker: bool = False
+    folder: Path,
+    *,
+    scheduler: str,
+    vae: str,
+    pipeline: str,
+    safety_checker: bool = False,
+    second_text_encoder: bool = False,
 ) -> None:
-    """Write ``model_index.json``."""
+    """Write ``model_index.json``; with a second text encoder, as SDXL's pipelines have it."""
     extractor = ["transformers", "CLIPImageProcessor"] if safety_checker else [None, None]
     checker = ["stable_diffusion", "StableDiffusionSafetyChecker"] if safety_checker else [None] * 2
+    second: dict[str, Any] = {
+        "force_zeros_for_empty_prompt": True,
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+    }
+    checked: dict[str, Any] = {
+        "requires_safety_checker": safety_checker,
+        "safety_checker": checker,
+    }
     write_json(
         folder / "model_index.json",
         {
@@ -80,8 +95,7 @@ def write_model_index(
             "_diffusers_version": "0.37.1",
             "feature_extractor": extractor,
             "image_encoder": [None, None],
-            "requires_safety_checker": safety_checker,
-            "safety_checker": checker,
+            **(second if second_text_encoder else checked),
             "scheduler": ["diffusers", scheduler],
             "text_encoder": ["transformers", "CLIPTextModel"],
             "tokenizer": ["transformers", "CLIPTokenizer"],

@@ -53,8 +53,13 @@ def test_a_good_folder(folder: Path) -> None:
     [
         (
             "model_index.json",
+            {"_class_name": "StableDiffusion3Pipeline"},
+            "is a StableDiffusion3Pipeline; supported pipelines: StableDiffusionInpaintPipeline",
+        ),
+        (
+            "model_index.json",
             {"_class_name": "StableDiffusionXLPipeline"},
-            "is a StableDiffusionXLPipeline; supported pipelines: StableDiffusionInpaintPipeline",
+            "text_encoder_2 is None; supported: CLIPTextModelWithProjection",
         ),
         (
             "model_index.json",

@@ -16,7 +16,7 @@ import pytest
 from engine import Bundle, Engine, InpaintRequest
 from engine.bundle import FAST_DECODER, SHALLOW_UNET
 from export import ExportError, export_checkpoint
-from tests.engine.test_parity import LATENT_TOLERANCE, PICTURE_TOLERANCE, Pair, make_request
+from tests.engine.pairs import LATENT_TOLERANCE, PICTURE_TOLERANCE, Pair, make_request
 from tests.export.checkpoints import WIDTH, _autoencoder_tiny
 from tests.export.originals import TOLERANCE, normal
 
@@ -188,7 +188,7 @@ def taesd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pair(taesd: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """A checkpoint in diffusers, and in our engine with all that can be saved with."""
     folder = tmp_path_factory.mktemp("saving")
-    made = Pair(folder, "9-channel KL")
+    made = Pair(folder, unet_channels=9, vae="kl")
     made.engine.close()
     bundle = export_checkpoint(
         folder / "checkpoint", folder / "saving", fast_vae=taesd, deep_cache=0
