@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.checkpoints import BOS, EOS, write_json, write_model_index, write_tokenizer
-from tests.export.checkpoints import DDIM, PIPELINES
+from tests.export.checkpoints import DDIM, ONE_TEXT_ENCODER
 
 WIDTH = 64
 """Of the text; one head."""
@@ -100,7 +100,7 @@ def make_folder(folder: Path, *, channels: int = 4, second: bool = False, seed: 
         ).save_pretrained(folder / "vae")
     write_json(folder / "scheduler" / "scheduler_config.json", DDIM)
     write_model_index(
-        folder, scheduler="DDIMScheduler", vae="AutoencoderKL", pipeline=PIPELINES[channels]
+        folder, scheduler="DDIMScheduler", vae="AutoencoderKL", pipeline=ONE_TEXT_ENCODER[channels]
     )
     return folder
 

@@ -19,7 +19,7 @@ import pytest
 from engine import Engine, InpaintRequest
 from engine.bundle import SKIPPED_STATES, Bundle
 from export import ExportError, export_checkpoint
-from tests.engine.test_parity import LATENT_TOLERANCE, make_request
+from tests.engine.pairs import LATENT_TOLERANCE, make_request
 from tests.export.checkpoints import WIDTH
 from tests.export.originals import TOLERANCE
 
