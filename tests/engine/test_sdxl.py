@@ -94,7 +94,9 @@ def test_without_a_negative_prompt_the_embeddings_are_zeros(
 def test_an_empty_negative_prompt_is_read_where_the_bundle_says_so(
     tmp_path: Path, ask: Any, fed: list[tuple[str, Feeds]]
 ) -> None:
-    with Engine.open(make_sdxl_bundle(tmp_path / "b", zeros=False), background=False) as engine:
+    path = make_sdxl_bundle(tmp_path / "b", zeros=False)
+    assert "force_zeros_for_empty_prompt" not in json.loads((path / "bundle.json").read_text())
+    with Engine.open(path, background=False) as engine:
         engine.inpaint(ask(guidance_scale=3.0))
     call = of("unet", fed)[0]
     assert call["encoder_hidden_states"][0].any()
