@@ -16,7 +16,7 @@ from bench.cold import peak_mb
 from bench.gpu import gpu_memory
 from bench.probe import Probe, Run
 from bench.report import median, percentile
-from bench.sampling import NETWORKS, sample
+from bench.sampling import sample
 from engine import Engine, EngineError
 
 WARM_UP: Final = 3
@@ -54,7 +54,7 @@ def measure(
         warm = [sample(engine, probe, i, fields) for i in range(WARM_UP + repetitions)]
         del warm[:WARM_UP]
         parts = engine.bundle.components
-        graphs = {name: engine.bundle.path / parts[name].model.file for name in NETWORKS}
+        graphs = {name: engine.bundle.path / parts[name].model.file for name in parts}
         found: dict[str, Any] = {
             "made_by": {"bundle": engine.bundle.path.name, "device": engine.device.name},
             "open_s": {"first": round(opened, 3)},

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from engine import Engine
-from engine.bundle import COMPONENTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +28,7 @@ class Probe:
 
     def __init__(self, engine: Engine) -> None:
         self._runs: list[Run] = []
-        models = engine._loop._models
-        for name, session in zip(COMPONENTS, models.sessions, strict=True):
+        for name, session in engine._loop._models.sessions.items():
             self._watch(name, session)
 
     def taken(self) -> list[Run]:

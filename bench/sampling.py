@@ -65,7 +65,8 @@ def sample(
         _mask_alone(engine, mask)
     runs = probe.taken()
     steps = [run.seconds for run in runs if run.network == "unet"]
-    spent = {name: sum(run.seconds for run in runs if run.network == name) for name in NETWORKS}
+    names = [*NETWORKS, *sorted({run.network for run in runs} - set(NETWORKS))]
+    spent = {name: sum(run.seconds for run in runs if run.network == name) for name in names}
     within = sum(run.seconds for run in runs)
     stages = {
         "decode_png": clock["decode_png"],

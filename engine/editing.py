@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from engine.errors import EngineError, InputError, RequestCancelled
 from engine.plan import Vae
+from engine.prompt_syntax import PromptSyntax
 from engine.request import InpaintRequest, InpaintResult, Region
 from engine.ticket import MakePreview, OnStep, Ticket
 
@@ -56,6 +57,8 @@ class Changes(TypedDict, total=False):
     guidance_scale: float | None
     scheduler: str | None
     region: Region
+    prompt_syntax: PromptSyntax
+    clip_skip: int
     working_size: int | None
     safety_checker: bool
     vae: Vae

@@ -78,7 +78,8 @@ def step_ends(
         if coming and not first:
             comer = coming.popleft()
             now += comer.before
-            active.append(comer)
+            if comer.steps:
+                active.append(comer)
         first = False
         batch = pick(active, max_pixels=max_pixels)
         active = [share for share in active if share not in batch]

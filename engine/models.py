@@ -281,7 +281,7 @@ class Models:
     vae_decoder_fast: VaeDecoder | None
     preview: Preview
     tells_size: bool
-    sessions: tuple[Session, ...]
+    sessions: Mapping[str, Session]
     scratch: Scratch = field(default_factory=Scratch)
 
     @classmethod
@@ -310,7 +310,7 @@ class Models:
             vae_decoder_fast=fast,
             preview=Preview(bundle.latents),
             tells_size=any(spec.name == TIME_IDS for spec in bundle.components["unet"].inputs),
-            sessions=(text, unet, encoder, decoder, *extra.values()),
+            sessions=dict(zip(COMPONENTS, (text, unet, encoder, decoder), strict=True)) | extra,
         )
 
     def size_told(self, height: int, width: int) -> Told:
@@ -322,5 +322,5 @@ class Models:
 
     def close(self) -> None:
         """Close every session."""
-        for session in self.sessions:
+        for session in self.sessions.values():
             session.close()

@@ -195,14 +195,14 @@ class Body(BaseModel):
     output_format: Annotated[
         Literal["png", "jpg"], BeforeValidator(Word("png", "jpg", spellings={"jpeg": "jpg"}))
     ] = "png"
-    vae: Annotated[Vae, BeforeValidator(Word("full", "fast"))] = "full"
+    decoder: Annotated[Vae, BeforeValidator(Word("full", "fast"))] = "full"
     guidance_share: Annotated[float, BeforeValidator(Range(0, 1, integral=False))] = 1.0
     deep_cache_interval: Annotated[int, BeforeValidator(Range(1, MAX_DEEP_CACHE_INTERVAL))] = 1
     working_size: Annotated[
         int | None, BeforeValidator(Range(MIN_SIDE, MAX_SIDE, step=WORKING_STEP))
     ] = None
     prompt_syntax: Annotated[PromptSyntax, BeforeValidator(Word("plain", "a1111"))] = "plain"
-    clip_skip: Annotated[int, BeforeValidator(Range(0, MAX_CLIP_SKIP))] = 0
+    text_layers_skipped: Annotated[int, BeforeValidator(Range(0, MAX_CLIP_SKIP))] = 0
     deadline_ms: Annotated[int | None, BeforeValidator(Range(1, 600_000))] = None
 
     @model_validator(mode="before")

@@ -119,6 +119,8 @@ def _batching(arguments: argparse.Namespace, tell: Callable[[str], None]) -> dic
     from bench import batching
     from engine import EngineError
 
+    if arguments.seed < 0:
+        raise CommandError(f"--seed is {arguments.seed}; must be at least 0", code=USAGE)
     if arguments.requests <= batching.SETTLING:
         least = f"must be at least {batching.SETTLING + 1}"
         raise CommandError(f"--requests is {arguments.requests}; {least}", code=USAGE)

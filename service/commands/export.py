@@ -58,12 +58,15 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument(
         "--deep-cache",
+        action="store_true",
+        help="split the UNet, so that requests may run its outer layers alone at some steps",
+    )
+    parser.add_argument(
+        "--deep-cache-branch",
         type=int,
-        nargs="?",
-        const=0,
-        metavar="BRANCH",
-        help="split the UNet, so that requests may run its outer layers alone at some steps; "
-        "BRANCH: skip connection to cut at, counted from the outermost (0 where left out)",
+        default=0,
+        metavar="N",
+        help="skip connection to cut at, counted from the outermost (default: 0)",
     )
     parser.add_argument(
         "--clip-skip",
@@ -149,7 +152,7 @@ def _export(arguments: argparse.Namespace, advance: Advance) -> Bundle:
             revision=arguments.revision,
             safety_checker=not arguments.no_safety_checker,
             fast_vae=arguments.fast_vae,
-            deep_cache=arguments.deep_cache,
+            deep_cache=arguments.deep_cache_branch if arguments.deep_cache else None,
             clip_skip=arguments.clip_skip,
             clip_tokenizer=arguments.tokenizer,
             prediction_type=arguments.prediction_type,

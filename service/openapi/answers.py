@@ -46,8 +46,8 @@ _META: Final[dict[str, Schema]] = {
     "width": _INTEGER,
 }
 """What meta always holds; init_image, mask_image, timings and plan come on top where there are
-any, vae, guidance_share, deep_cache_interval, working_size, prompt_syntax and clip_skip where they
-are not as usual."""
+any, decoder, guidance_share, deep_cache_interval, working_size, prompt_syntax and
+text_layers_skipped where they are not as usual."""
 
 _PLAN: Final = {
     "type": "object",
@@ -106,12 +106,12 @@ def answer_schemas() -> dict[str, Schema]:
                 "mask_image": _TEXT,
                 "timings": {"type": "object", "additionalProperties": _NUMBER},
                 "plan": _described(_PLAN, "plan"),
-                "vae": _TEXT,
+                "decoder": _TEXT,
                 "guidance_share": _NUMBER,
                 "deep_cache_interval": _INTEGER,
                 "working_size": _INTEGER,
                 "prompt_syntax": _TEXT,
-                "clip_skip": _INTEGER,
+                "text_layers_skipped": _INTEGER,
             },
             "additionalProperties": True,
         },

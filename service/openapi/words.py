@@ -41,8 +41,8 @@ FIELDS: Final = {
     "scheduler": f"The sampler: {', '.join(SCHEDULERS)}, or the name of diffusers' class; "
     "the model's own where left out.",
     "output_format": "The format of the result: png or jpg.",
-    "vae": "Which decoder makes the picture: the full one, or the fast one where the model has it, "
-    "which takes less time and blurs fine detail a little. 400 where the model has none.",
+    "decoder": "Which decoder makes the picture: the full one, or the fast one where the model has "
+    "it, which takes less time and blurs fine detail a little. 400 where the model has none.",
     "guidance_share": "The share of the steps, from the first, that are made with guidance; those "
     "after it cost half and follow the prompt alone.",
     "deep_cache_interval": "The whole network runs at every so many steps, its outer layers alone "
@@ -55,8 +55,9 @@ FIELDS: Final = {
     "prompt_syntax": "How both prompts are read: plain takes every character as it is and cuts "
     "what is longer than the text encoder takes; a1111 reads (word), (word:1.3), [word] and BREAK "
     "as AUTOMATIC1111's web UI does, and takes up to eight times that length.",
-    "clip_skip": "How many of the text encoder's last layers are left out, as diffusers counts: 1 "
-    "is what the web UI calls 2. Above 0, 400 where the model was not made for it.",
+    "text_layers_skipped": "How many of the text encoder's last layers are left out, as diffusers "
+    "counts its clip_skip: 1 is what the web UI calls 2. Above 0, 400 where the model was not made "
+    "for it.",
     "deadline_ms": "Milliseconds, from when the request is accepted, after which the picture is of "
     "no use: it is given up then. Where it would come too late as asked for, fewer steps are made, "
     "the fast decoder is used where the model has one, or the working size is smaller, in this "

@@ -6,7 +6,7 @@
 fields of ``POST /api/v6/realtime/inpaint`` and the same rules; the key may come in the ``key`` or
 ``Authorization`` header instead. Each later one holds what changes; null takes a field back.
 Messages are *edits* and are numbered from 1 in the order they come, whatever becomes of them.
-What is given up for speed may change from edit to edit too (``working_size``, ``vae``,
+What is given up for speed may change from edit to edit too (``working_size``, ``decoder``,
 ``guidance_share``, ``deep_cache_interval``, steps and ``deadline_ms``): a client can sketch at a
 small size, and take those back with null for the picture that it keeps.
 Pictures may come as bytes: ``"binary": ["mask_image"]`` says that so many binary frames follow, one

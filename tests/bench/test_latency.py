@@ -12,6 +12,17 @@ from bench.probe import Probe
 from bench.sampling import fresh, sample
 from engine import Engine, EngineError
 from service.cli import main
+from tests.engine.tiny_savings import make_savings_bundle
+
+
+def test_networks_beyond_the_usual_are_watched(tmp_path: Path) -> None:
+    bundle = make_savings_bundle(tmp_path / "bundle")
+    asked = ["bench", "latency", "--repetitions", "2", "--cold", "0", "--bundle", str(bundle)]
+    asked += ["--request", "vae=fast,deep_cache_interval=2,num_inference_steps=4"]
+    assert main([*asked, "--json", str(tmp_path / "latency.json")]) == 0
+    found = json.loads((tmp_path / "latency.json").read_text())
+    assert {"unet_shallow", "vae_decoder_fast"} <= set(found["stages"])
+    assert found["networks"]["unet_shallow"]["runs"] == 2 * 2
 
 
 def test_latency(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

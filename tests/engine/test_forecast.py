@@ -57,6 +57,15 @@ def test_who_joins_later_is_prepared_first() -> None:
     assert ends(share(3), waiting=(share(5, before=0.25), share(5, before=0.25))) == [1, 2.25, 3.5]
 
 
+def test_who_has_nothing_to_do_takes_no_call() -> None:
+    assert ends(share(4), waiting=(share(0, size=20, before=0.5),), horizon=50) == [
+        1,
+        2.5,
+        3.5,
+        4.5,
+    ]
+
+
 def test_a_step_that_is_too_much_for_a_call_takes_several() -> None:
     assert ends(share(2, rows=4), max_pixels=20) == [2, 4]
     assert ends(share(2, rows=4, rows_done=2), max_pixels=20) == [1, 3]

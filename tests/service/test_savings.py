@@ -18,6 +18,7 @@ from service.app import create_app
 from service.cli import main
 from service.commands.inpaint import DEMO
 from service.engine_process.crossing import unwrap_request, wrap_request
+from service.savings import NAMES
 from service.settings import Settings
 from tests.engine.tiny_savings import make_savings_bundle
 from tests.service.conftest import data_uri
@@ -26,6 +27,7 @@ from tests.service.stream.steps import talking
 from tests.service.test_inpaint import PATH
 
 SAVINGS = {"vae": "fast", "guidance_share": 0.5, "deep_cache_interval": 2, "working_size": 64}
+TOLD = {NAMES.get(name, name): value for name, value in SAVINGS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +52,11 @@ def client(bundle_path: Path, settings: Settings) -> Iterator[httpx.Client]:
 
 def test_they_are_taken_and_told(client: httpx.Client, body: dict[str, Any]) -> None:
     usual = client.post(PATH, json=body).json()
-    assert not set(SAVINGS) & set(usual["meta"])
-    sent = {"vae": "FAST", "guidance_share": "0.5", "deep_cache_interval": "2"}
+    assert not set(TOLD) & set(usual["meta"])
+    sent = {"decoder": "FAST", "guidance_share": "0.5", "deep_cache_interval": "2"}
     sent["working_size"] = "64"
     saved = client.post(PATH, json=body | sent).json()
-    assert {name: saved["meta"][name] for name in SAVINGS} == SAVINGS
+    assert {name: saved["meta"][name] for name in TOLD} == TOLD
     pictures = [decode_picture(client.get(a["output"][0]).content) for a in (usual, saved)]
     assert not np.array_equal(*pictures)
 
@@ -63,7 +65,11 @@ def test_they_are_taken_and_told(client: httpx.Client, body: dict[str, Any]) -> 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("vae", "fast", "The vae is 'fast', but the model has no fast decoder; allowed: full."),
+        (
+            "decoder",
+            "fast",
+            "The decoder is 'fast', but the model has no fast decoder; allowed: full.",
+        ),
         (
             "deep_cache_interval",
             2,
@@ -82,6 +88,16 @@ def test_what_the_model_does_not_have_is_refused_at_once(
     with serving(create_app(settings)) as client:
         response = client.post(PATH, json=body | {field: value, "instant_response": instant})
     assert (response.status_code, response.json()["message"]) == (400, message)
+
+
+def test_what_the_hosted_service_means_by_these_names_is_not_ours(
+    settings: Settings, body: dict[str, Any]
+) -> None:
+    hosted = {"vae": "stabilityai/sd-vae-ft-mse", "clip_skip": "2"}
+    with serving(create_app(settings)) as client:
+        answer = client.post(PATH, json=body | hosted).json()
+    assert answer["status"] == "success"
+    assert not set(hosted) & set(answer["meta"])
 
 
 def test_they_cross_to_the_engines_process(bundle_path: Path) -> None:
@@ -110,14 +126,14 @@ def test_the_command_line_takes_them(
 def test_a_stream_takes_them_from_edit_to_edit(client: httpx.Client, body: dict[str, Any]) -> None:
     with talking(client) as stream:
         usual = stream.say(body).end(1)
-        saved = stream.say(SAVINGS).end(2)
+        saved = stream.say(TOLD).end(2)
         refused = stream.say({"working_size": 136, "prompt": "a cat"}).end(3)
         again = stream.say({"seed": 3}).end(4)
-        back = stream.say(dict.fromkeys(SAVINGS)).end(5)
-    assert {name: saved["meta"][name] for name in SAVINGS} == SAVINGS
+        back = stream.say(dict.fromkeys(TOLD)).end(5)
+    assert {name: saved["meta"][name] for name in TOLD} == TOLD
     assert (refused["type"], refused["status"]) == ("error", 400)
     assert refused["message"].startswith("The working size is 136; this model allows")
     assert again["meta"]["prompt"] == body["prompt"]
     assert saved["pictures"] == again["pictures"] != usual["pictures"]
     assert back["pictures"] == usual["pictures"]
-    assert not set(SAVINGS) & set(back["meta"])
+    assert not set(TOLD) & set(back["meta"])

@@ -38,12 +38,12 @@ def test_defaults() -> None:
         "scheduler": None,
         "output_format": "png",
         "region": "auto",
-        "vae": "full",
+        "decoder": "full",
         "guidance_share": 1.0,
         "deep_cache_interval": 1,
         "working_size": None,
         "prompt_syntax": "plain",
-        "clip_skip": 0,
+        "text_layers_skipped": 0,
         "deadline_ms": None,
     }
     assert 0 <= body.seed < 2**32
@@ -181,14 +181,14 @@ SENTENCES: list[tuple[str, Any, str]] = [
     ("scheduler", "abacus", f"The scheduler is 'abacus'; allowed: {', '.join(SCHEDULERS)}."),
     ("output_format", "gif", "The output format must be one of png, jpg."),
     ("region", "hole", "The region must be one of auto, full, mask."),
-    ("vae", "tiny", "The vae must be one of full, fast."),
+    ("decoder", "tiny", "The decoder must be one of full, fast."),
     ("guidance_share", 1.1, "The guidance share must be between 0 and 1."),
     ("deep_cache_interval", 21, "The deep cache interval must be between 1 and 20."),
     ("working_size", 56, "The working size must be between 64 and 1024."),
     ("working_size", 1032, "The working size must be between 64 and 1024."),
     ("working_size", "100", "The working size must be a multiple of 8."),
     ("prompt_syntax", "compel", "The prompt syntax must be one of plain, a1111."),
-    ("clip_skip", 33, "The clip skip must be between 0 and 32."),
+    ("text_layers_skipped", 33, "The text layers skipped must be between 0 and 32."),
     ("region", 5, "The region must be one of auto, full, mask."),
 ]
 

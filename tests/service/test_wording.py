@@ -19,12 +19,14 @@ from service.cli import main
 from service.commands.inpaint import DEMO
 from service.engine_process.crossing import unwrap_request, wrap_request
 from service.settings import Settings
+from service.wording import NAMES
 from tests.engine.tiny_wording import make_wording_bundle
 from tests.service.conftest import data_uri
 from tests.service.live import serving
 from tests.service.test_inpaint import PATH
 
 WORDING = {"prompt_syntax": "a1111", "clip_skip": 2}
+TOLD = {NAMES.get(name, name): value for name, value in WORDING.items()}
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +51,11 @@ def client(bundle_path: Path, settings: Settings) -> Iterator[httpx.Client]:
 
 def test_they_are_taken_and_told(client: httpx.Client, body: dict[str, Any]) -> None:
     usual = client.post(PATH, json=body).json()
-    assert not set(WORDING) & set(usual["meta"])
-    other = client.post(PATH, json=body | {"prompt_syntax": "A1111", "clip_skip": "2"}).json()
-    assert {name: other["meta"][name] for name in WORDING} == WORDING
+    assert not set(TOLD) & set(usual["meta"])
+    other = client.post(
+        PATH, json=body | {"prompt_syntax": "A1111", "text_layers_skipped": "2"}
+    ).json()
+    assert {name: other["meta"][name] for name in TOLD} == TOLD
     pictures = [decode_picture(client.get(a["output"][0]).content) for a in (usual, other)]
     assert not np.array_equal(*pictures)
 
@@ -61,8 +65,8 @@ def test_they_are_taken_and_told(client: httpx.Client, body: dict[str, Any]) -> 
     ("changes", "message"),
     [
         (
-            {"clip_skip": 3},
-            "The clip skip is 3, but the model was made for 0 to 2 "
+            {"text_layers_skipped": 3},
+            "The text layers skipped is 3, but the model was made for 0 to 2 "
             "(edgefill export --clip-skip N).",
         ),
         (

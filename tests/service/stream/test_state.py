@@ -43,9 +43,9 @@ def test_before_there_is_a_result_what_is_wrong_may_be_mended(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"vae": "fast"}, "The vae is 'fast', but the model has no fast decoder"),
+        ({"decoder": "fast"}, "The decoder is 'fast', but the model has no fast decoder"),
         ({"deep_cache_interval": 2}, "The deep cache interval is 2, but"),
-        ({"clip_skip": 1}, "The clip skip is 1, but the model was made without it"),
+        ({"text_layers_skipped": 1}, "The text layers skipped is 1, but the model was made"),
         ({"prompt_syntax": "a1111", "prompt": "[a|b]"}, "The prompt holds [a|b], but words"),
         ({"working_size": 136}, "The working size is 136; this model allows"),
     ],
