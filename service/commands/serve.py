@@ -11,7 +11,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,22 +61,38 @@ def serve(*, host: str, port: int, bundle: Path | None, device: str | None) -> N
     Raises:
         CommandError: When the settings, the address or the model do not allow it.
     """
-    with _ended_by_sigterm(), contextlib.closing(_program()) as program:
-        _prepare(program, host=host, port=port, bundle=bundle, device=device)
+    with _stoppable() as look, contextlib.closing(_program()) as program:
+        _prepare(program, look, host=host, port=port, bundle=bundle, device=device)
 
 
 @contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM, from now on and not from when requests are answered, be a stop as wanted."""
+def _stoppable() -> Iterator[Callable[[], None]]:
+    """Let SIGTERM, from now on and not from when requests are answered, be a stop as wanted, and
+    SIGINT an interruption.
+
+    Yields:
+        What ends this thread where such a signal came and its exception was lost: Python drops
+        those that are raised while it forks.
+    """
+    came: list[int] = []
+
+    def look() -> None:
+        if signal.SIGINT in came:
+            raise KeyboardInterrupt
+        if came:
+            sys.exit(0)
 
     def end(number: int, frame: object) -> None:
-        sys.exit(0)
+        came.append(number)
+        look()
 
-    before = signal.signal(signal.SIGTERM, end)
+    stops = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, end) for number in stops]
     try:
-        yield
+        yield look
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(stops, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _program() -> Program:
@@ -94,7 +110,13 @@ def _program() -> Program:
 
 
 def _prepare(
-    program: Program, *, host: str, port: int, bundle: Path | None, device: str | None
+    program: Program,
+    look: Callable[[], None],
+    *,
+    host: str,
+    port: int,
+    bundle: Path | None,
+    device: str | None,
 ) -> None:
     """Read the settings, see that they and the address can be had, and serve."""
     from service import logs
@@ -122,7 +144,7 @@ def _prepare(
         _require_storage(settings)
         with _sole_server(settings.data_dir):
             _require_jobs(settings)
-            _serve(settings, sock, program)
+            _serve(settings, sock, program, look)
 
 
 @contextlib.contextmanager
@@ -253,7 +275,9 @@ def _opened(settings: Settings, program: Program) -> Iterator[tuple[EngineProces
             yield engine, decoder
 
 
-def _serve(settings: Settings, sock: socket.socket, program: Program) -> None:
+def _serve(
+    settings: Settings, sock: socket.socket, program: Program, look: Callable[[], None]
+) -> None:
     with _opened(settings, program) as (engine, decoder):
         import uvicorn
 
@@ -273,6 +297,7 @@ def _serve(settings: Settings, sock: socket.socket, program: Program) -> None:
         host, port = sock.getsockname()[:2]
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         logger.info("serving: http://%s (device: %s)", where, engine.device.name)
+        look()
         # uvicorn raises the signal that stopped it once more; here both mean: stopped as wanted.
         try:
             with contextlib.suppress(KeyboardInterrupt):

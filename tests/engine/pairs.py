@@ -19,8 +19,9 @@ diffusers = pytest.importorskip("diffusers")
 from export import export_checkpoint  # noqa: E402
 from tests.export.checkpoints import make_checkpoint  # noqa: E402
 
-LATENT_TOLERANCE = 1e-3
-"""Rounding of float32 sums made in another order, over up to 6 UNet calls; seen: 4e-4."""
+LATENT_TOLERANCE = 2e-3
+"""Rounding of float32 sums made in another order, over up to 10 UNet calls, of latents up to 94;
+seen: 1.05e-3."""
 
 PICTURE_TOLERANCE = 1
 """Levels of 255: two values on either side of a rounding threshold."""

@@ -47,14 +47,27 @@ MAY_FAIL = {
 """The ends of sentences that come with 503 and are no defect."""
 
 
+FITTING = {
+    "decoder": ["full", "FULL", None],
+    "deep_cache_interval": [1, "1", None],
+    "working_size": [64, "128", None],
+    "prompt_syntax": ["plain", None],
+    "text_layers_skipped": [0, "0", None],
+}
+"""What the model that ships can do; the rest is refused with a 400 that depends on the model, or on
+the prompt."""
+
+
 def guided(document: dict[str, Any]) -> dict[str, Any]:
-    """The document, with what JSON Schema cannot say: which text is a picture, and which address
-    a test may name."""
+    """The document, with what JSON Schema cannot say: which text is a picture, which address a
+    test may name, and what the model can do."""
     document = copy.deepcopy(document)
     for request in request_schemas():
         fields = document["components"]["schemas"][request]["properties"]
         for name in {"init_image", "mask_image", "base64_string"} & set(fields):
             fields[name] = {"type": "string", "format": "edgefill-picture"}
+        for name in FITTING.keys() & set(fields):
+            fields[name] = {"enum": FITTING[name]}
         if "webhook" in fields:
             absent = {"type": ["string", "null"], "pattern": f"^{patterns.SPACE}$"}
             fields["webhook"] = {"anyOf": [{"enum": list(RECEIVERS)}, absent]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -10,13 +11,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
 from service.cli import main
-from service.commands.serve import is_loopback
+from service.commands.serve import _stoppable, is_loopback
 from service.lock import sole_server
 from tests.service.engine_process.helpers import gone, until
 from tests.service.stub_engine import StubEngine
@@ -138,6 +140,19 @@ def test_an_application_that_does_not_start(
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     assert main(["serve", "--port", "0"]) == 1
     assert "error: the service did not start; the log above says why" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_whose_exception_was_lost(how: signal.Signals) -> None:
+    before = signal.getsignal(how)
+    stops: Any = (KeyboardInterrupt, SystemExit)
+    with _stoppable() as look:
+        look()
+        with contextlib.suppress(*stops):
+            signal.raise_signal(how)
+        with pytest.raises(stops):
+            look()
+    assert signal.getsignal(how) is before
 
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
