@@ -17,6 +17,7 @@ from engine.errors import InputError
 from engine.image import sniff
 from service.auth import Keys
 from service.bodies import BodyReader
+from service.choices import refuse_unfit
 from service.decoding import PictureDecoder
 from service.dispatch import Dispatcher
 from service.errors import FAILED, ApiError, refused_value, unkept
@@ -27,11 +28,9 @@ from service.metrics import Metrics
 from service.painter import output_names, refuse_unchecked
 from service.responses import ALLOW_EVERY_ORIGIN, processing
 from service.runner import late
-from service.savings import refuse_unknown
 from service.schema import KINDS, PARSED_AT_ONCE, Body, is_absent, parse_json
 from service.settings import Settings
 from service.storage import FOLDER, Storage, file_name, new_prefix
-from service.wording import refuse_unreadable_text
 
 logger = logging.getLogger(__name__)
 
@@ -101,8 +100,7 @@ class Endpoints:
         self._dispatcher.refuse_if_full(key)
         body = KINDS[kind].parse(values)
         refuse_unchecked(body, self._safety_checker)
-        refuse_unknown(body, self._bundle)
-        refuse_unreadable_text(body, self._bundle)
+        refuse_unfit(body, self._bundle)
         if body.instant_response:
             await self._refuse_unreadable(body)
         root = self._root(request)

@@ -33,6 +33,7 @@ from engine.costs import Estimate
 from engine.image import encode_jpeg, encode_png
 from engine.request import MIN_DEADLINE
 from engine.ticket import OnStep
+from service.choices import choices_of
 from service.decoding import PictureDecoder
 from service.errors import FAILED, ApiError, refused_value
 from service.inputs import PictureReader
@@ -40,10 +41,8 @@ from service.jobs import Job
 from service.metrics import Metrics
 from service.responses import success
 from service.safety import blacken, install
-from service.savings import savings_of
 from service.schema import Body
 from service.storage import CONTENT_TYPES, FOLDER, Storage, file_name
-from service.wording import wording_of
 
 logger = logging.getLogger(__name__)
 
@@ -322,8 +321,7 @@ def request_of(body: Body, pictures: Mapping[str, Pixels]) -> InpaintRequest:
         scheduler=body.scheduler,
         region=body.where,
         safety_checker=body.safety_checker,
-        **savings_of(body),
-        **wording_of(body),
+        **choices_of(body),
     )
 
 

@@ -10,11 +10,10 @@ from starlette.responses import JSONResponse
 
 from engine import InpaintResult, Plan
 from engine.manifest import Defaults
+from service.choices import choices_told
 from service.errors import ApiError
 from service.inputs import summary
-from service.savings import savings_told
 from service.schema import Body
-from service.wording import wording_told
 
 TIP: Final = "Your image is processing in background, you can get this image using fetch API"
 ALLOW_EVERY_ORIGIN: Final = {"Access-Control-Allow-Origin": "*"}
@@ -118,8 +117,7 @@ def meta(body: Body, *, prefix: str) -> dict[str, Any]:
         "track_id": body.track_id,
         "webhook": body.webhook,
         "width": body.width,
-        **savings_told(body),
-        **wording_told(body),
+        **choices_told(body),
     } | {field: summary(value) for field, value in body.pictures.items()}
 
 

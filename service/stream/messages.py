@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from engine import Bundle
+from service.choices import refuse_unfit
 from service.errors import ApiError, words
 from service.painter import refuse_unchecked
-from service.savings import refuse_unknown
 from service.schema import PARSED_AT_ONCE, InpaintBody, is_absent, parse_json
 from service.stream.pictures import FIELDS, Source
-from service.wording import refuse_unreadable_text
 
 BINARY: Final = "binary"
 _KEPT: Final = set(InpaintBody.model_fields) - {"key", *FIELDS}
@@ -143,8 +142,7 @@ class Wishes:
         if body.instant_response:
             raise ApiError(400, "The instant response cannot be used in a stream.")
         refuse_unchecked(body, self._safety_checker)
-        refuse_unknown(body, self._bundle)
-        refuse_unreadable_text(body, self._bundle)
+        refuse_unfit(body, self._bundle)
         self._values, self._sources = values, sources
         return Wish(body=body, sources=sources)
 

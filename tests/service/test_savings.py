@@ -15,10 +15,10 @@ from engine import Bundle, Engine, InpaintRequest
 from engine.image import decode_picture
 from engine.job import draft
 from service.app import create_app
+from service.choices import NAMES
 from service.cli import main
 from service.commands.inpaint import DEMO
 from service.engine_process.crossing import unwrap_request, wrap_request
-from service.savings import NAMES
 from service.settings import Settings
 from tests.engine.tiny_savings import make_savings_bundle
 from tests.service.conftest import data_uri

@@ -15,11 +15,11 @@ from engine import Bundle, Engine, InpaintRequest
 from engine.image import decode_picture
 from engine.job import draft
 from service.app import create_app
+from service.choices import NAMES
 from service.cli import main
 from service.commands.inpaint import DEMO
 from service.engine_process.crossing import unwrap_request, wrap_request
 from service.settings import Settings
-from service.wording import NAMES
 from tests.engine.tiny_wording import make_wording_bundle
 from tests.service.conftest import data_uri
 from tests.service.live import serving
