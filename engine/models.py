@@ -40,6 +40,7 @@ HIDDEN_STATES: Final = "encoder_hidden_states"
 TEXT_EMBEDS: Final = "text_embeds"
 TIME_IDS: Final = "time_ids"
 
+_DEEP: Final = "deep_feature"
 _KEPT_SHAPES: Final = 8
 _LOG_VARIANCE: Final = (-30.0, 20.0)
 """Bounds of the encoder's log-variance, as diffusers' DiagonalGaussianDistribution sets them."""
@@ -146,6 +147,8 @@ class _Feeds:
         split = len(row.latents)
         np.multiply(row.latents, np.float32(row.scale), out=self.sample[i, :split])
         self.timestep[i] = row.timestep
+        if row.shallow:
+            self.by_name[_DEEP][i] = row.deep
         for name, array in row.told.items():
             if not _is(self.tellings[i].get(name), array):
                 self.by_name[name][i] = array
@@ -179,8 +182,7 @@ class Unet:
             feeds.fill(i, row)
         if rows[0].shallow:
             assert self._shallow is not None
-            deep = np.stack([row.deep for row in rows if row.deep is not None])
-            return self._shallow.run({**feeds.by_name, "deep_feature": deep})[0]
+            return self._shallow.run(feeds.by_name)[0]
         noise_pred, *features = self._session.run(feeds.by_name)
         for i, row in enumerate(rows):
             if row.deep is not None:
@@ -189,19 +191,20 @@ class Unet:
 
     def _buffers(self, batch: int, row: UnetRow) -> _Feeds:
         plane = row.latents.shape[1:]
-        key = (batch, *plane, *(side for array in row.told.values() for side in array.shape))
+        told = {name: array.shape for name, array in row.told.items()}
+        if row.shallow:
+            assert row.deep is not None
+            told[_DEEP] = row.deep.shape
+        key = (batch, *plane, *(side for shape in told.values() for side in shape))
         feeds = self._feeds.pop(key, None)
         if feeds is None:
             sample = np.empty((batch, self._channels, *plane), np.float32)
             timestep = np.empty(batch, np.float32)
-            told = {
-                name: np.empty((batch, *array.shape), np.float32)
-                for name, array in row.told.items()
-            }
+            others = {name: np.empty((batch, *shape), np.float32) for name, shape in told.items()}
             feeds = _Feeds(
                 sample=sample,
                 timestep=timestep,
-                by_name={"sample": sample, "timestep": timestep, **told},
+                by_name={"sample": sample, "timestep": timestep, **others},
                 tellings=[{} for _ in range(batch)],
                 conditionings=[None] * batch,
             )
