@@ -9,7 +9,7 @@ follow each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -179,12 +179,16 @@ def weigh(field: str, hidden: Floats, weights: Floats) -> Floats:
     return weighted
 
 
-def pad_to_longest(texts: Sequence[Floats], empty: Floats) -> tuple[Floats, ...]:
-    """Let all texts (n L, D) have as many chunks as the longest: ``empty`` (L, D) follows."""
+def pad_to_longest(texts: Sequence[Floats], empty: Callable[[], Floats]) -> tuple[Floats, ...]:
+    """Let all texts (n L, D) have as many chunks as the longest: ``empty()`` (L, D) follows, which
+    is asked for only where it does."""
     longest = max(map(len, texts))
+    if all(len(text) == longest for text in texts):
+        return tuple(texts)
+    chunk = empty()
     return tuple(
         text
         if len(text) == longest
-        else np.concatenate([text, *[empty] * ((longest - len(text)) // len(empty))])
+        else np.concatenate([text, *[chunk] * ((longest - len(text)) // len(chunk))])
         for text in texts
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from engine.bundle import Bundle
 from engine.errors import InputError
@@ -54,7 +55,7 @@ class Wording:
             return (*map(prompts.negative, negative), prompts(prompt, clip_skip=self.clip_skip))
         fields = [*(("negative_prompt", text) for text in negative), ("prompt", prompt)]
         encoded = [prompts.weighted(*field, clip_skip=self.clip_skip) for field in fields]
-        empty = prompts.weighted("prompt", "", clip_skip=self.clip_skip)
+        empty = partial(prompts.weighted, "prompt", "", clip_skip=self.clip_skip)
         return tuple({HIDDEN_STATES: hidden} for hidden in pad_to_longest(encoded, empty))
 
 

@@ -106,7 +106,7 @@ def test_weights_that_leave_no_mean() -> None:
 
 def test_padding() -> None:
     empty, short, long = (np.full((n * 2, 1), n, np.float32) for n in (1, 2, 4))
-    padded = pad_to_longest([long, short], empty)
+    padded = pad_to_longest([long, short], lambda: empty)
     assert padded[0] is long
     assert padded[1][:, 0].tolist() == [2, 2, 2, 2, 1, 1, 1, 1]
 
