@@ -11,7 +11,7 @@ from typing import Any
 
 
 class ClientError(Exception):
-    """The server did not answer as HTTP/1.1 with a Content-Length."""
+    """The server did not answer as HTTP/1.1 with a Content-Length, or not with a picture."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +82,19 @@ class Connection:
         except (asyncio.IncompleteReadError, KeyError, ValueError) as exc:
             raise ClientError("an answer that is not whole, or has no Content-Length") from exc
         return Reply(status=int(first.split()[1]), headers=headers, body=body)
+
+    async def picture(self, request: bytes) -> dict[str, Any]:
+        """Ask for a picture and read the answer that it is made.
+
+        Raises:
+            ClientError: When it is not.
+            OSError: When the connection broke.
+        """
+        reply = await self.ask(request)
+        answer = reply.json()
+        if reply.status != 200 or answer["status"] != "success":
+            raise ClientError(f"HTTP {reply.status}: {answer.get('message', answer['status'])}")
+        return answer
 
     def close(self) -> None:
         """Hang up."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from bench import material
-from bench.client import ClientError, Connection, post
+from bench.client import Connection, post
 from bench.report import spread
 from bench.server import SERVE, serving
 from bench.stages import stages
@@ -93,11 +93,7 @@ async def _through_the_stub(repetitions: int) -> dict[str, Any]:
 
 async def _picture(connection: Connection, sent: bytes) -> float:
     """Ask for a picture; the seconds that the engine worked on it."""
-    reply = await connection.ask(sent)
-    answer = reply.json()
-    if reply.status != 200 or answer["status"] != "success":
-        raise ClientError(f"HTTP {reply.status}: {answer.get('message', answer['status'])}")
-    timings = answer["meta"]["timings"]
+    timings = (await connection.picture(sent))["meta"]["timings"]
     return float(timings["total"] - timings["queue"])
 
 

@@ -127,7 +127,7 @@ async def _watch(server: Server, port: int, *, busy: bool) -> _Run:
             await asyncio.sleep(_PAUSE_SECONDS)
         ready = time.monotonic() - server.begun
         if busy:
-            await _picture(connection, sent)
+            await connection.picture(sent)
             return _Run(
                 listening=listening, ready=ready, first_picture=time.monotonic() - server.begun
             )
@@ -141,7 +141,7 @@ async def _watch(server: Server, port: int, *, busy: bool) -> _Run:
     idle = tree(server.pid)
     connection = await Connection.open(port)
     for _ in range(PICTURES):
-        await _picture(connection, sent)
+        await connection.picture(sent)
     used = tree(server.pid)
     connection.close()
     return _Run(listening=listening, ready=ready, idle=idle, used=used)
@@ -156,13 +156,6 @@ async def _connect(server: Server, port: int) -> Connection:
             return await Connection.open(port)
         await asyncio.sleep(_PAUSE_SECONDS)
     raise ServerError(f"the server does not listen after {_START_SECONDS:g} s")
-
-
-async def _picture(connection: Connection, sent: bytes) -> None:
-    reply = await connection.ask(sent)
-    answer = reply.json()
-    if reply.status != 200 or answer["status"] != "success":
-        raise ClientError(f"HTTP {reply.status}: {answer.get('message', answer['status'])}")
 
 
 def _free_port() -> int:

@@ -11,23 +11,12 @@ import numpy.typing as npt
 import pytest
 
 from engine import Engine, InpaintRequest, InputError
-from engine.bundle import Defaults
 from engine.canvas import plan
 from engine.request import Region
+from tests.engine.test_canvas import good_at
 from tests.engine.tiny_savings import make_savings_bundle
 
 Picture = npt.NDArray[np.uint8]
-
-
-def good_at(size: int, max_size: int) -> Defaults:
-    return Defaults(
-        num_inference_steps=4,
-        guidance_scale=1.0,
-        size=size,
-        max_size=max_size,
-        context=0.5,
-        scheduler="ddim",
-    )
 
 
 def square_hole(width: int, height: int, side: int) -> Picture:
